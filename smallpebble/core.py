@@ -1,0 +1,639 @@
+"""Variable, primitive, get_gradients: the whole idea of the library. Read this file first.
+
+A **Variable** is an array that remembers how it was made: by which operation, from which inputs.
+A **primitive** is an operation that knows its own gradient. It is written as one function on plain
+arrays that returns its value and, for each input, a *rule*::
+
+    @primitive
+    def mul(a, b):
+        return a * b, lambda g, y, a, b: g * b, lambda g, y, a, b: g * a
+
+The rule for an input turns ``g``, the gradient of the final result in the output ``y``, into the
+gradient in that input (the chain rule, one link of it). Called on plain arrays, ``mul`` returns
+the plain product. Called with a Variable it returns a Variable and records what it did.
+
+**get_gradients(y)** starts with ``g = 1`` at ``y`` and walks the record backwards. The rules are
+written in operators and other primitives, so they work on arrays and on Variables alike, and the
+start decides which: from an array, plain arrays flow back and nothing is recorded; from a Variable
+(``differentiable=True``) the same rules record their own work, and the gradient can itself be
+differentiated, to any order.
+
+One law makes this right: a rule closes over integers, shapes and masks only. Real numbers come in
+through ``g``, ``y`` and the inputs, since anything else would be a constant to the next derivative.
+And no rule writes into what it is given.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from contextvars import ContextVar
+
+import numpy as np
+
+_recording: ContextVar[bool] = ContextVar("smallpebble_recording", default=True)
+
+
+# ------------------------------------------------------------------------------------- Variables
+
+
+def _as_array(value) -> np.ndarray:
+    if type(value) is not np.ndarray:
+        if isinstance(value, Variable):
+            raise TypeError("a Variable holds an array, not another Variable: use variable.array")
+        if isinstance(value, np.ndarray) and hasattr(value, "mask"):
+            raise TypeError("a Variable cannot hold a masked array: its mask would be lost")
+        value = np.asarray(value)
+    if value.dtype.kind not in "fiub":
+        raise TypeError(f"a Variable holds real numbers, got an array of dtype {value.dtype}")
+    return value
+
+
+class Variable:
+    """An array that remembers how it was computed, so that gradients can flow back through it.
+
+    Parameters
+    ----------
+    array : array_like of real numbers, any shape
+        An ndarray is kept as it is, without a copy.
+    local_gradients : list of (Variable, function), optional
+        For operations of your own: each input, and the function that turns the gradient in this
+        Variable into the gradient in that input. (`primitive` is the form that can also be
+        differentiated twice.)
+
+    Raises
+    ------
+    TypeError
+        `array` is not made of real numbers, or `local_gradients` is not made of such pairs.
+
+    Notes
+    -----
+    Two Variables are equal only if they are the same object, which makes them usable as keys.
+    Assigning a new array to ``variable.array`` does not disturb what was recorded before.
+    """
+
+    __slots__ = ("_array", "_node", "_private", "__dict__", "__weakref__")
+    __array_ufunc__ = None  # ndarray + Variable is left to Variable.__radd__
+    is_learnable = False
+
+    def __init__(self, array, local_gradients=None) -> None:
+        self._array = _as_array(array)
+        self._private = False
+        self._node = None
+        if local_gradients and _recording.get():
+            self.local_gradients = local_gradients
+
+    @property
+    def array(self) -> np.ndarray:
+        """The numbers, as an ndarray."""
+        self._private = False
+        return self._array
+
+    @array.setter
+    def array(self, value) -> None:
+        self._array = _as_array(value)
+        self._private = False
+
+    @property
+    def local_gradients(self) -> list:
+        """[(input, function), ...]: how the gradient in this Variable reaches its inputs."""
+        if self._node is None:
+            self._node = _Written([])
+        return self._node.pairs
+
+    @local_gradients.setter
+    def local_gradients(self, pairs) -> None:
+        if not isinstance(pairs, list):
+            pairs = list(pairs)
+        for pair in pairs:
+            fits = isinstance(pair, (tuple, list)) and len(pair) == 2
+            if not (fits and isinstance(pair[0], Variable) and callable(pair[1])):
+                raise TypeError(f"local_gradients: expected (Variable, function), got {pair!r}")
+        self._node = _Written(pairs)
+
+    dtype = property(lambda self: self._array.dtype, doc="The dtype of the array.")
+    ndim = property(lambda self: self._array.ndim, doc="The number of dimensions.")
+    shape = property(lambda self: self._array.shape, doc="The shape of the array.")
+    size = property(lambda self: self._array.size, doc="The number of elements.")
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        array = self.array if dtype is None else self.array.astype(dtype, copy=False)
+        return array.copy() if copy and array is self._array else array
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __bool__(self) -> bool:
+        return bool(self._array)
+
+    def item(self):
+        """The value of a one-element Variable, as a Python number."""
+        return self._array.item()
+
+    def __repr__(self) -> str:
+        values = np.array2string(self._array, precision=4, threshold=6, edgeitems=2)
+        values = " ".join(values.split())
+        learnable = ", learnable" if self.is_learnable else ""
+        return f"Variable({values}, shape={self.shape}, dtype={self.dtype}{learnable})"
+
+    def __reduce__(self):
+        if self._node is not None:
+            raise TypeError(
+                "a Variable that was computed is not pickled or copied, since its graph cannot be: "
+                "use stop_gradient(variable) or variable.array"
+            )
+        return Variable, (self._array,), self.__dict__ or None
+
+
+class _Node:
+    """How a Variable was made: the operation, its arguments, their arrays then, and the rules."""
+
+    __slots__ = ("operation", "inputs", "values", "rules", "y")
+
+    def __init__(self, operation, inputs, values, rules, y):
+        self.operation = operation
+        self.inputs = inputs
+        self.values = values
+        self.rules = rules
+        self.y = y
+
+    @property
+    def pairs(self):
+        def bound(rule):
+            return lambda g: rule(g, self.y, *self.values)
+
+        edges = zip(self.inputs, self.rules)
+        return [(v, bound(rule)) for v, rule in edges if isinstance(v, Variable) and rule]
+
+
+class _Written:
+    """The same for a Variable whose (input, function) pairs the user wrote."""
+
+    __slots__ = ("pairs",)
+    values = ()
+    y = None
+
+    def __init__(self, pairs):
+        self.pairs = pairs
+
+    inputs = property(lambda self: [variable for variable, _ in self.pairs])
+    rules = property(lambda self: [_Function(function) for _, function in self.pairs])
+
+
+class _Function:
+    __slots__ = ("function",)
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, g, y):
+        if isinstance(g, Variable):
+            raise TypeError(
+                "differentiable=True cannot go through a Variable made with local_gradients, "
+                "whose functions are constants to a second derivative: write it as a primitive"
+            )
+        return self.function(g)
+
+
+class shown_only:
+    """Marks a rule whose gradient is shown to who asks for it, but does not flow on from there.
+
+    For an operation that takes a short cut past one of its inputs: the short cut carries the
+    gradient on, and the input that was passed still has one.
+    """
+
+    __slots__ = ("rule",)
+
+    def __init__(self, rule: Callable) -> None:
+        self.rule = rule
+
+    def __call__(self, *args):
+        return self.rule(*args)
+
+
+# ------------------------------------------------------------------------------------ primitives
+
+
+def primitive(function: Callable | None = None, *, linear: bool = False, operands: int = 0):
+    """Make a differentiable operation of a function on arrays that returns (value, rule, ...).
+
+    Parameters
+    ----------
+    function : callable
+        Takes arrays (and parameters, after them), returns its value and a rule for each of its
+        first arguments: ``rule(g, y, *inputs) -> gradient``, of the shape of that input, or None
+        for an argument that has no gradient. The rules get as many inputs as there are rules.
+    linear : bool
+        The rules read no numbers from ``y`` and the inputs, only shapes.
+    operands : int
+        So many first arguments, where they are plain numbers or arrays beside a floating Variable,
+        are taken into the Variable's dtype.
+
+    Returns
+    -------
+    The operation. On plain arrays it returns the plain value; with a Variable among its arguments,
+    a Variable.
+    """
+    if function is None:
+        return functools.partial(primitive, linear=linear, operands=operands)
+    names = function.__code__.co_varnames[: function.__code__.co_argcount]
+
+    @functools.wraps(function)
+    def operation(*args, **kwargs):
+        if kwargs:
+            for name in names[len(args) :]:
+                if name not in kwargs:
+                    break
+                args += (kwargs.pop(name),)
+        values = [a._array if isinstance(a, Variable) else a for a in args]
+        variables = [a for a in args if isinstance(a, Variable)]
+        if operands and 0 < len(variables) < operands:
+            _take_dtype(args, values, variables, operands)
+        y, *rules = function(*values, **kwargs)
+        if not variables:
+            return y
+        result = Variable(y)
+        y = result._array
+        if y.base is None and not any(y is value for value in values):
+            result._private = True
+        else:
+            for variable in variables:
+                variable._private = False
+        if _recording.get():
+            n = len(rules)
+            result._node = _Node(operation, args, values[:n], rules, y)
+        return result
+
+    operation.linear = linear
+    return operation
+
+
+def _take_dtype(args, values, variables, operands):
+    dtype = functools.reduce(np.promote_types, [v.dtype for v in variables])
+    if dtype.kind == "f":
+        for i, arg in enumerate(args[:operands]):
+            if not isinstance(arg, Variable):
+                array = np.asarray(arg)
+                if array.dtype.kind not in "fiub":
+                    raise TypeError(f"cannot compute a Variable with {arg!r}: not real numbers")
+                values[i] = array.astype(dtype)
+
+
+class no_grad:
+    """Record nothing: for a ``with`` block, or, as a decorator, for each call of a function."""
+
+    def __init__(self) -> None:
+        self._tokens = []
+
+    def __enter__(self) -> None:
+        self._tokens.append(_recording.set(False))
+
+    def __exit__(self, *exc) -> None:
+        _recording.reset(self._tokens.pop())
+
+    def __call__(self, function: Callable) -> Callable:
+        if inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function):
+            raise TypeError("no_grad does not decorate generators or coroutines: use it inside")
+
+        @functools.wraps(function)
+        def silent(*args, **kwargs):
+            with no_grad():
+                return function(*args, **kwargs)
+
+        return silent
+
+
+def stop_gradient(a):
+    """The same numbers as a Variable of its own, through which no gradient flows back."""
+    return Variable(a.array) if isinstance(a, Variable) else a
+
+
+@primitive(linear=True)
+def _same(a):
+    return a, lambda g, y, a: g
+
+
+# ------------------------------------------------------------------------------------- gradients
+
+
+def get_gradients(
+    variable: Variable,
+    wrt: Variable | Iterable[Variable] | None = None,
+    differentiable: bool = False,
+) -> Gradients:
+    """Gradient of the sum of `variable` in every Variable it was computed from.
+
+    Parameters
+    ----------
+    variable : Variable of any shape
+    wrt : Variable or list of Variables, optional
+        Compute the gradients in these only, all of them now. One that `variable` does not depend on
+        gets zeros.
+    differentiable : bool
+        Return Variables, which can be differentiated again, instead of arrays.
+
+    Returns
+    -------
+    Gradients
+        A mapping from Variable to gradient, used like a dict. Each gradient has the shape of its
+        Variable and, where that is a floating one, its dtype.
+
+    Raises
+    ------
+    TypeError
+        `variable` or a member of `wrt` is not a Variable.
+    ValueError
+        A rule returned a gradient of the wrong shape, or the graph has a cycle.
+
+    Notes
+    -----
+    Without `wrt` (and not `differentiable`) the gradient of a leaf, a Variable that was not
+    computed, is worked out when it is first read; one that nobody reads costs nothing. It is the
+    gradient at the numbers that the arrays held when `get_gradients` was called: what happens to
+    the arrays afterwards, by assignment or in place, does not change it.
+    """
+    if not isinstance(variable, Variable):
+        raise TypeError(f"get_gradients: expected a Variable, got {type(variable).__name__}")
+    if wrt is not None:
+        wrt = [wrt] if isinstance(wrt, Variable) else list(wrt)
+        for one in wrt:
+            if not isinstance(one, Variable):
+                raise TypeError(f"get_gradients: wrt holds a {type(one).__name__}, not a Variable")
+    return Gradients(variable, wrt, differentiable)
+
+
+class Gradients(MutableMapping):
+    """What `get_gradients` returns: Variable -> gradient, like a dict.
+
+    Iteration starts at the result and ends at the leaves. An array that was read belongs to the
+    reader: writing into it, or assigning another in its place, changes nothing else.
+    """
+
+    def __init__(self, result: Variable, wrt, differentiable: bool) -> None:
+        self._differentiable = differentiable
+        self._edges, passed = _consumers(result)
+        self._frozen = {}  # Variable -> (values, y) to use in place of what its node recorded
+        self._given = {}  # what readers have, or have assigned
+        order = _topological_order(result, self._edges)
+        seed = np.ones(result.shape, result.dtype)
+        self._g = {result: Variable(seed) if differentiable else seed}
+        if wrt is not None:
+            self._compute(order, _on_the_way(wrt, order))
+            self._keys = dict.fromkeys(wrt)
+            for v in wrt:
+                self[v]
+            self._edges = self._g = None  # all has been handed out: free the rest
+        else:
+            self._keys = dict.fromkeys(order)
+            late = set() if differentiable else _leaf_side(order, self._edges)
+            self._compute(order, {v for v in order if v not in late})
+            self._freeze(late.union(passed))
+
+    def _compute(self, order, wanted) -> None:
+        token = _recording.set(True) if self._differentiable else None
+        try:
+            for v in order:
+                if v in wanted and v not in self._g:
+                    self._g[v] = self._pull(v)
+        finally:
+            if token is not None:
+                _recording.reset(token)
+
+    def _pull(self, v, shown: bool = False):
+        """Sum of what the Variables made from `v` send back to it; None if they send nothing."""
+        total = None
+        for consumer, rule in self._edges[v]:
+            g = self._g[consumer]
+            if g is None or (type(rule) is shown_only) is not shown:
+                continue
+            node = consumer._node
+            if self._differentiable:
+                values, y = _as_variables(consumer, node)
+            else:
+                values, y = self._frozen.get(consumer) or (node.values, node.y)
+            part = _fitting(rule(g, y, *values), v, rule, node)
+            total = part if total is None else total + part
+        return total
+
+    def _freeze(self, variables) -> None:
+        """Copy the arrays that gradients computed later will need and that a user could write to.
+
+        Arrays made by an operation and never looked at cannot be written to by anybody.
+        """
+        copies = {}
+
+        def safe(value, variable):
+            if not isinstance(value, np.ndarray) or getattr(variable, "_private", False):
+                return value
+            if id(value) not in copies:
+                copies[id(value)] = value.copy()
+            return copies[id(value)]
+
+        for v in variables:
+            for consumer, _ in self._edges[v]:
+                node = consumer._node
+                if consumer not in self._frozen and not node.operation.linear:
+                    values = [safe(value, x) for value, x in zip(node.values, node.inputs)]
+                    self._frozen[consumer] = values, safe(node.y, consumer)
+
+    def _ensure(self, v) -> None:
+        """Compute the gradient in `v`, those it depends on first."""
+        stack = [v]
+        while stack:
+            u = stack[-1]
+            if u in self._g:
+                stack.pop()
+                continue
+            missing = [c for c, _ in self._edges[u] if c not in self._g]
+            if missing:
+                stack.extend(missing)
+            else:
+                self._g[u] = self._pull(u)
+
+    def _shown(self, v):
+        """The gradient in `v`, with the part of it that does not flow on; None for zero."""
+        if v not in self._edges:
+            return None
+        self._ensure(v)
+        g, extra = self._g[v], self._pull(v, shown=True)
+        return g if extra is None else extra if g is None else g + extra
+
+    def __getitem__(self, v: Variable):
+        given = self._given.get(v)
+        if given is not None:
+            return given
+        if v not in self._keys:
+            raise KeyError(f"the result does not depend on {v!r}: name it in wrt= to get zeros")
+        g = self._shown(v)
+        if g is None:
+            g = np.zeros_like(v._array)
+            g = Variable(g) if self._differentiable else g
+        elif not self._differentiable and not self._is_free(g, v):
+            g = g.copy()
+        self._given[v] = g
+        return g
+
+    def _is_free(self, g, v) -> bool:
+        """Whether the array `g` is nobody else's, so that the reader of v's gradient may have it."""
+        if g.base is not None or not g.flags.writeable or v._node is not None:
+            return False
+        for consumer, _ in self._edges[v]:
+            node = consumer._node
+            others = (self._g[consumer], node.y, *node.values)
+            if type(node) is _Written or any(g is other for other in others):
+                return False
+        return True
+
+    def __setitem__(self, v: Variable, gradient) -> None:
+        if not isinstance(v, Variable):
+            raise TypeError(f"the keys of gradients are Variables, got {type(v).__name__}")
+        self._given[v] = gradient
+        self._keys[v] = None
+
+    def __delitem__(self, v: Variable) -> None:
+        del self._keys[v]
+        self._given.pop(v, None)
+
+    def __contains__(self, v) -> bool:
+        return v in self._keys
+
+    def __iter__(self) -> Iterator[Variable]:
+        return iter(list(self._keys))
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __repr__(self) -> str:
+        return f"<Gradients in {len(self)} Variables>"
+
+
+def _consumers(result: Variable) -> tuple[dict, list]:
+    """For every Variable that `result` was computed from: [(Variable made from it, rule), ...].
+
+    Second, those among them that a short cut goes past (see `shown_only`).
+    """
+    edges, passed = {result: []}, []
+    stack = [result]
+    while stack:
+        v = stack.pop()
+        node = v._node
+        if node is None:
+            continue
+        for x, rule in zip(node.inputs, node.rules):
+            if rule is not None and isinstance(x, Variable):
+                if x not in edges:
+                    edges[x] = []
+                    stack.append(x)
+                edges[x].append((v, rule))
+                if type(rule) is shown_only:
+                    passed.append(x)
+    return edges, passed
+
+
+def _topological_order(result: Variable, edges: dict) -> list:
+    """The Variables of `edges`, each after everything made from it, so that its gradient is whole.
+
+    Without the order (a plain walk along every path) time would double with every shared Variable.
+    """
+    waiting = {v: len(consumers) for v, consumers in edges.items()}
+    ready = [result] if waiting[result] == 0 else []
+    order = []
+    while ready:
+        v = ready.pop()
+        order.append(v)
+        for x in _inputs(v):
+            waiting[x] -= 1
+            if waiting[x] == 0:
+                ready.append(x)
+    if len(order) != len(edges):
+        raise ValueError("get_gradients: the graph has a cycle (a Variable is its own input)")
+    return order
+
+
+def _inputs(v: Variable) -> list:
+    node = v._node
+    if node is None:
+        return []
+    pairs = zip(node.inputs, node.rules)
+    return [x for x, rule in pairs if rule is not None and isinstance(x, Variable)]
+
+
+def _on_the_way(wrt: list, order: list) -> set:
+    """The Variables of `order` whose gradient is on the way to one in `wrt`."""
+    wanted = set(wrt)
+    for v in reversed(order):
+        if any(x in wanted for x in _inputs(v)):
+            wanted.add(v)
+    return wanted
+
+
+def _leaf_side(order: list, edges: dict) -> set:
+    """The leaves, and what linear operations alone have made of them: gradients that can wait.
+
+    A linear operation needs no numbers but g. A leaf under a function that the user wrote cannot
+    wait: nobody knows which arrays that function will read.
+    """
+    late = set()
+    for v in reversed(order[1:]):
+        node, inputs = v._node, _inputs(v)
+        if inputs:
+            waits = type(node) is _Node and node.operation.linear and all(x in late for x in inputs)
+        else:
+            waits = not any(type(c._node) is _Written for c, _ in edges[v])
+        if waits:
+            late.add(v)
+    return late
+
+
+def _as_variables(consumer: Variable, node):
+    """The inputs and output of a node as Variables, linked to the graph also if rebound since."""
+
+    def linked(v, value):
+        if not isinstance(v, Variable) or v._array is value:
+            return v
+        link = Variable(value)
+        link._node = _Node(_same, (v,), [value], [lambda g, y, a: g], value)
+        return link
+
+    if type(node) is _Written:
+        return (), None
+    inputs = zip(node.inputs, node.values)
+    values = [linked(x, value) if isinstance(x, Variable) else value for x, value in inputs]
+    return values, linked(consumer, node.y)
+
+
+def _fitting(g, v: Variable, rule, node):
+    """A gradient as a rule returned it, checked and taken into the shape and dtype of `v`."""
+    if not isinstance(g, (np.ndarray, Variable)):
+        g = np.asarray(g)
+    if g.shape != v.shape:
+        if type(rule) is not _Function:
+            raise ValueError(
+                f"{node.operation.__name__}: a rule returned a gradient of shape {g.shape} for an "
+                f"input of shape {v.shape} (sum_to(gradient, input.shape) undoes broadcasting)"
+            )
+        g = _to_shape(g, v.shape)
+    dtype = v._array.dtype
+    if g.dtype != dtype and dtype.kind == "f":
+        from .ops import astype
+
+        g = astype(g, dtype)
+    return g
+
+
+def _to_shape(g: np.ndarray, shape) -> np.ndarray:
+    """For functions written with broadcasting in mind: sum or repeat `g` to `shape`."""
+    try:
+        whole = np.broadcast_to(g, np.broadcast_shapes(g.shape, shape))
+    except ValueError:
+        raise ValueError(
+            f"a function in local_gradients returned a gradient of shape {g.shape} for an input "
+            f"of shape {shape}"
+        ) from None
+    from .kernels import reference
+
+    return reference.sum_to(whole, shape)

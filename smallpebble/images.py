@@ -1,0 +1,259 @@
+"""Convolution, pooling and patches, on images of shape (n, height, width, channels).
+
+The adjoint of a linear operation is another one, so they come in pairs, and each is the other's
+rule. The three convolutions form a triangle: whichever two of images, kernels and output gradient
+are given, the rules are the other two.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from . import kernels
+from .core import primitive
+from .ops import _array, _whole, pad
+from .shapes import as_int, pad_amounts, window
+
+
+@primitive
+def _conv2d(images, kernel, window):
+    return (
+        kernels.conv2d(images, kernel, window),
+        lambda g, y, images, kernel: conv2d_grad_images(g, kernel, window),
+        lambda g, y, images, kernel: conv2d_grad_kernels(g, images, window),
+    )
+
+
+@primitive
+def conv2d_grad_images(g, kernel, window):
+    """Adjoint of `conv2d` in its images: (n, oh, ow, m), (kh, kw, c, m) -> (n, h, w, c)."""
+    return (
+        kernels.conv2d_grad_images(g, kernel, window),
+        lambda images, y, g, kernel: _conv2d(images, kernel, window),
+        lambda images, y, g, kernel: conv2d_grad_kernels(g, images, window),
+    )
+
+
+@primitive
+def conv2d_grad_kernels(g, images, window):
+    """Adjoint of `conv2d` in its kernels: (n, oh, ow, m), (n, h, w, c) -> (kh, kw, c, m)."""
+    return (
+        kernels.conv2d_grad_kernels(g, images, window),
+        lambda kernel, y, g, images: _conv2d(images, kernel, window),
+        lambda kernel, y, g, images: conv2d_grad_images(g, kernel, window),
+    )
+
+
+def conv2d(images, kernels, padding="SAME", strides=(1, 1)):
+    """2-D convolution (cross-correlation), as tf.nn.conv2d.
+
+    Parameters
+    ----------
+    images : Variable (n, height, width, channels_in)
+    kernels : Variable (kernel height, kernel width, channels_in, channels_out)
+    padding : "SAME" (zeros around; ceil(size / stride) outputs) or "VALID" (none)
+    strides : (vertical, horizontal), each at least 1
+
+    Returns
+    -------
+    Variable (n, output height, output width, channels_out)
+
+    Raises
+    ------
+    ValueError
+        Wrong number of dimensions, channels that do not agree, an empty batch, a "VALID" kernel
+        larger than the images, a stride below 1, any other padding.
+    """
+    images, kernels = _whole(images), _whole(kernels)
+    if kernels.ndim != 4:
+        raise ValueError(
+            "conv2d: kernels must have the 4 dimensions (height, width, channels_in, "
+            f"channels_out), got shape {kernels.shape}"
+        )
+    geometry = window("conv2d", images.shape, kernels.shape[:2], strides, padding)
+    if images.shape[3] != kernels.shape[2]:
+        raise ValueError(
+            f"conv2d: images of shape {images.shape} have {images.shape[3]} channels, kernels of "
+            f"shape {kernels.shape} take {kernels.shape[2]}"
+        )
+    if not kernels.shape[3]:
+        raise ValueError(f"conv2d: there must be at least one kernel, got shape {kernels.shape}")
+    return _conv2d(images, kernels, geometry)
+
+
+def maxpool2d(images, kernheight, kernwidth, padding="SAME", strides=(1, 1)):
+    """Largest pixel under each window; the first of several has the gradient.
+
+    Parameters
+    ----------
+    images : Variable (n, height, width, channels)
+    kernheight, kernwidth : window size
+    padding, strides : as in `conv2d`; padding is never the maximum
+
+    Returns
+    -------
+    Variable (n, output height, output width, channels)
+    """
+    images = _whole(images)
+    geometry = window("maxpool2d", images.shape, (kernheight, kernwidth), strides, padding)
+    return _maxpool2d(images, geometry)
+
+
+@primitive(linear=True)
+def _maxpool2d(images, window):
+    values, indices = kernels.maxpool2d(images, window)
+    return values, lambda g, y, images: _scatter(g, indices, window)
+
+
+@primitive(linear=True)
+def _gather(images, indices, window):
+    value = kernels.maxpool2d_gather(images, indices, window)
+    return value, lambda g, y, images: _scatter(g, indices, window)
+
+
+@primitive(linear=True)
+def _scatter(g, indices, window):
+    value = kernels.maxpool2d_scatter(g, indices, window)
+    return value, lambda gg, y, g: _gather(gg, indices, window)
+
+
+def avgpool2d(images, kernheight, kernwidth, padding="SAME", strides=(1, 1)):
+    """Mean of the pixels under each window; padding does not count.
+
+    Parameters and shapes as in `maxpool2d`.
+    """
+    images = _whole(images)
+    geometry = window("avgpool2d", images.shape, (kernheight, kernwidth), strides, padding)
+    return _avgpool2d(images, geometry)
+
+
+@primitive(linear=True)
+def _avgpool2d(images, window):
+    return kernels.avgpool2d(images, window), lambda g, y, images: _avgpool2d_grad(g, window)
+
+
+@primitive(linear=True)
+def _avgpool2d_grad(g, window):
+    return kernels.avgpool2d_grad_images(g, window), lambda gg, y, g: _avgpool2d(gg, window)
+
+
+def patches(images, kernheight, kernwidth, padding="SAME", strides=(1, 1)):
+    """The pixels under each window (im2col), zero where padded.
+
+    (n, height, width, channels) -> (n, output height, output width, kernheight, kernwidth,
+    channels); `padding` and `strides` as in `conv2d`.
+    """
+    images = _whole(images)
+    geometry = window("patches", images.shape, (kernheight, kernwidth), strides, padding)
+    return _patches(images, geometry)
+
+
+@primitive(linear=True)
+def _patches(images, window):
+    return kernels.patches(images, window), lambda g, y, images: _patches_sum(g, window)
+
+
+@primitive(linear=True)
+def _patches_sum(patches, window):
+    return kernels.patches_sum(patches, window), lambda g, y, patches: _patches(g, window)
+
+
+# ---------------------------------------------------------------------- windows in any dimensions
+
+
+def _check_view(shape, window_shape, strides):
+    window_shape = tuple(as_int(size, "window_shape") for size in window_shape)
+    strides = tuple(as_int(stride, "strides") for stride in strides)
+    if len(window_shape) != len(shape) or len(strides) != len(shape):
+        raise ValueError(
+            f"strided_sliding_view: an array of {len(shape)} dimensions needs a window size and a "
+            f"stride for each, got {window_shape} and {strides}"
+        )
+    if any(size < 0 for size in window_shape) or any(stride < 1 for stride in strides):
+        raise ValueError(
+            "strided_sliding_view: window sizes must not be negative and strides at least 1, got "
+            f"{window_shape} and {strides}"
+        )
+    if any(own < size for own, size in zip(shape, window_shape)):
+        raise ValueError(
+            f"strided_sliding_view: a window of {window_shape} is larger than the array, {shape}"
+        )
+    return window_shape, strides
+
+
+def np_strided_sliding_view(x: np.ndarray, window_shape, strides) -> np.ndarray:
+    """Every window of `window_shape` that starts at a multiple of `strides`, as a read-only view.
+
+    Both have one number for each dimension of `x`; strides count elements, not bytes. The result
+    has the shape (number of windows along each axis, *window_shape).
+    """
+    window_shape, strides = _check_view(x.shape, window_shape, strides)
+    windows = np.lib.stride_tricks.sliding_window_view(x, window_shape)
+    return windows[tuple(slice(None, None, stride) for stride in strides)]
+
+
+@primitive(linear=True)
+def strided_sliding_view(a, window_shape, strides):
+    """Windows over an array of any dimensions: see `np_strided_sliding_view`."""
+    value = np_strided_sliding_view(_array(a), window_shape, strides)
+    return value, lambda g, y, a: _sliding_sum(g, a.shape, tuple(window_shape), tuple(strides))
+
+
+@primitive(linear=True)
+def _sliding_sum(g, shape, window_shape, strides):
+    """Adjoint of `strided_sliding_view`: each element of a window added where it came from."""
+    result = np.zeros(shape, g.dtype)
+    outputs = g.shape[: len(shape)]
+    if g.size:
+        for cell in np.ndindex(*window_shape):
+            place = tuple(
+                slice(k, k + (n - 1) * stride + 1, stride)
+                for k, n, stride in zip(cell, outputs, strides)
+            )
+            result[place] += g[(..., *cell)]
+    return result, lambda gg, y, g: strided_sliding_view(gg, window_shape, strides)
+
+
+def padding2d(images, padding, imheight, imwidth, stride_y, stride_x, kernheight, kernwidth):
+    """`images` (n, h, w, c) with the zeros that "SAME" (or "VALID": none) asks for, and their size.
+
+    Returns (padded images, height, width).
+    """
+    if padding == "VALID":
+        return images, imheight, imwidth
+    if padding != "SAME":
+        raise ValueError(f"padding2d: padding must be 'SAME' or 'VALID', got {padding!r}")
+    rows = pad_amounts(imheight, stride_y, kernheight)
+    columns = pad_amounts(imwidth, stride_x, kernwidth)
+    images = pad(images, ((0, 0), rows, columns, (0, 0)))
+    return images, images.shape[1], images.shape[2]
+
+
+def patches_index(imheight, imwidth, kernheight, kernwidth, stride_y, stride_x):
+    """Index arrays that pick every window out of an image of imheight x imwidth.
+
+    Returns ((rows, columns), output height, output width, number of windows); rows and columns have
+    the shape (number of windows, kernheight * kernwidth).
+    """
+    if kernheight > imheight or kernwidth > imwidth or min(stride_y, stride_x) < 1:
+        raise ValueError(
+            f"patches_index: a window of {(kernheight, kernwidth)} with strides "
+            f"{(stride_y, stride_x)} does not fit an image of {(imheight, imwidth)}"
+        )
+    top = np.arange(0, imheight - kernheight + 1, stride_y)
+    left = np.arange(0, imwidth - kernwidth + 1, stride_x)
+    rows = top[:, None, None, None] + np.arange(kernheight)[:, None]
+    columns = left[:, None, None] + np.arange(kernwidth)
+    shape = (len(top), len(left), kernheight, kernwidth)
+    n_windows = math.prod(shape[:2])
+    flat = (n_windows, kernheight * kernwidth)
+    index = tuple(np.broadcast_to(i, shape).reshape(flat) for i in (rows, columns))
+    return index, len(top), len(left), n_windows
+
+
+__all__ = [
+    "avgpool2d", "conv2d", "maxpool2d", "np_strided_sliding_view", "padding2d", "patches",
+    "patches_index", "strided_sliding_view",
+]  # fmt: skip

@@ -1,0 +1,309 @@
+"""The kernels in plain NumPy: what each one means, in its shortest form.
+
+They are the oracle that the compiled kernels are tested against, the fallback where nothing is
+compiled, and the place to read what a kernel does. Functions here take and return ndarrays of any
+real dtype, never write into an argument (`adam_step` names the one exception), and know nothing of
+Variables. Sizes: n images of h x w pixels and c channels; a window of kh x kw cells; oh x ow
+outputs; m output channels.
+"""
+
+import numpy as np
+
+# --------------------------------------------------------------------------- windows over images
+
+
+def _taps(window):
+    """For each cell of the window: (ky, kx), the outputs it serves, the pixels that they see there.
+
+    Outputs and pixels are indices into (n, oh, ow, ...) and (n, h, w, ...). Padding never shows:
+    outputs whose cell lies outside of the image are left out.
+    """
+
+    def span(k, size, stride, before, outputs):
+        first = max(0, -((k - before) // stride))
+        last = min(outputs - 1, (size - 1 + before - k) // stride)
+        start = first * stride - before + k
+        pixels = slice(start, start + (last - first) * stride + 1, stride)
+        return (slice(first, last + 1), pixels) if first <= last else None
+
+    def spans(kernel, size, stride, before, outputs):
+        # A cell that touches the image somewhere: before - (outputs-1)*stride <= k < before + size.
+        low, high = max(0, before - (outputs - 1) * stride), min(kernel, before + size)
+        found = ((k, span(k, size, stride, before, outputs)) for k in range(low, high))
+        return [(k, *s) for k, s in found if s is not None]
+
+    h, w, kh, kw, sy, sx, top, left, oh, ow = window
+    columns = spans(kw, w, sx, left, ow)
+    for ky, oy, iy in spans(kh, h, sy, top, oh):
+        for kx, ox, ix in columns:
+            yield (ky, kx), (slice(None), oy, ox), (slice(None), iy, ix)
+
+
+def _need(condition, name, *arrays):
+    if not condition:
+        shapes = ", ".join(str(np.shape(a)) for a in arrays)
+        raise ValueError(f"{name}: these shapes do not fit the window or each other: {shapes}")
+
+
+def _is_image(a, window):
+    return a.ndim == 4 and a.shape[1:3] == (window.h, window.w)
+
+
+def _is_output(a, window):
+    return a.ndim == 4 and a.shape[1:3] == (window.oh, window.ow)
+
+
+def conv2d(images, kernels, window):
+    """Cross-correlation: (n, h, w, c) images, (kh, kw, c, m) kernels -> (n, oh, ow, m)."""
+    fits = _is_image(images, window) and kernels.ndim == 4
+    fits = fits and kernels.shape[:3] == (window.kh, window.kw, images.shape[3])
+    _need(fits, "conv2d", images, kernels)
+    shape = (len(images), window.oh, window.ow, kernels.shape[3])
+    y = np.zeros(shape, np.result_type(images, kernels))
+    for tap, outputs, pixels in _taps(window):
+        y[outputs] += images[pixels] @ kernels[tap]
+    return y
+
+
+def conv2d_grad_images(g, kernels, window):
+    """Adjoint of `conv2d` in the images: (n, oh, ow, m), (kh, kw, c, m) -> (n, h, w, c)."""
+    fits = _is_output(g, window) and kernels.ndim == 4
+    fits = fits and kernels.shape[:2] + kernels.shape[3:] == (window.kh, window.kw, g.shape[3])
+    _need(fits, "conv2d_grad_images", g, kernels)
+    shape = (len(g), window.h, window.w, kernels.shape[2])
+    images = np.zeros(shape, np.result_type(g, kernels))
+    for tap, outputs, pixels in _taps(window):
+        images[pixels] += g[outputs] @ kernels[tap].T
+    return images
+
+
+def conv2d_grad_kernels(g, images, window):
+    """Adjoint of `conv2d` in the kernels: (n, oh, ow, m), (n, h, w, c) -> (kh, kw, c, m)."""
+    fits = _is_output(g, window) and _is_image(images, window) and len(g) == len(images)
+    _need(fits, "conv2d_grad_kernels", g, images)
+    shape = (window.kh, window.kw, images.shape[3], g.shape[3])
+    kernels = np.zeros(shape, np.result_type(g, images))
+    for tap, outputs, pixels in _taps(window):
+        kernels[tap] = np.tensordot(images[pixels], g[outputs], axes=([0, 1, 2], [0, 1, 2]))
+    return kernels
+
+
+def patches(images, window):
+    """im2col: the pixels under every window, zero where padded: -> (n, oh, ow, kh, kw, c)."""
+    _need(_is_image(images, window), "patches", images)
+    n, c = len(images), images.shape[3]
+    y = np.zeros((n, window.oh, window.ow, window.kh, window.kw, c), images.dtype)
+    for (ky, kx), outputs, pixels in _taps(window):
+        y[(*outputs, ky, kx)] = images[pixels]
+    return y
+
+
+def patches_sum(patches, window):
+    """col2im, the adjoint of `patches`: (n, oh, ow, kh, kw, c) summed into (n, h, w, c)."""
+    middle = (window.oh, window.ow, window.kh, window.kw)
+    _need(patches.ndim == 6 and patches.shape[1:5] == middle, "patches_sum", patches)
+    images = np.zeros((len(patches), window.h, window.w, patches.shape[5]), patches.dtype)
+    for (ky, kx), outputs, pixels in _taps(window):
+        images[pixels] += patches[(*outputs, ky, kx)]
+    return images
+
+
+def maxpool2d(images, window):
+    """Largest pixel under each window, and where it was.
+
+    Returns values (n, oh, ow, c) and indices of the same shape: the cell ``ky * kw + kx`` of the
+    first maximum, uint8 for windows of up to 256 cells and int64 beyond. Padding is never the
+    maximum; a NaN under the window is (as in `numpy.argmax`).
+    """
+    _need(_is_image(images, window), "maxpool2d", images)
+    shape = (len(images), window.oh, window.ow, images.shape[3])
+    values = np.zeros(shape, images.dtype)
+    indices = np.zeros(shape, np.uint8 if window.kh * window.kw <= 256 else np.int64)
+    seen = np.zeros(shape, bool)
+    for (ky, kx), outputs, pixels in _taps(window):
+        x, best = images[pixels], values[outputs]
+        better = ~seen[outputs] | (x > best) | ((x != x) & (best == best))
+        values[outputs] = np.where(better, x, best)
+        indices[outputs][better] = ky * window.kw + kx
+        seen[outputs] = True
+    return values, indices
+
+
+def _check_indices(indices, window, name):
+    """Each index must name a cell that lies on the image, seen from its own output."""
+    inside = np.zeros(indices.shape, bool)
+    for (ky, kx), outputs, _ in _taps(window):
+        inside[outputs] |= indices[outputs] == ky * window.kw + kx
+    if not inside.all():
+        raise IndexError(f"{name}: an index names no cell of its {window.kh}x{window.kw} window")
+
+
+def maxpool2d_gather(images, indices, window):
+    """The pixels at the `indices` of `maxpool2d`: (n, h, w, c) -> (n, oh, ow, c)."""
+    fits = _is_image(images, window) and _is_output(indices, window)
+    fits = fits and (len(images), images.shape[3]) == (len(indices), indices.shape[3])
+    _need(fits, "maxpool2d_gather", images, indices)
+    _check_indices(indices, window, "maxpool2d_gather")
+    y = np.zeros(indices.shape, images.dtype)
+    for (ky, kx), outputs, pixels in _taps(window):
+        here = indices[outputs] == ky * window.kw + kx
+        y[outputs] = np.where(here, images[pixels], y[outputs])
+    return y
+
+
+def maxpool2d_scatter(g, indices, window):
+    """Adjoint of `maxpool2d_gather`: each g added to the pixel it came from, -> (n, h, w, c)."""
+    fits = _is_output(g, window) and g.shape == indices.shape
+    _need(fits, "maxpool2d_scatter", g, indices)
+    _check_indices(indices, window, "maxpool2d_scatter")
+    images = np.zeros((len(g), window.h, window.w, g.shape[3]), g.dtype)
+    for (ky, kx), outputs, pixels in _taps(window):
+        here = indices[outputs] == ky * window.kw + kx
+        images[pixels] += np.where(here, g[outputs], 0)
+    return images
+
+
+def _cells(window, dtype):
+    """How many cells of each window lie on the image: (1, oh, ow, 1)."""
+    count = np.zeros((1, window.oh, window.ow, 1), dtype)
+    for _, outputs, _ in _taps(window):
+        count[outputs] += 1
+    return count
+
+
+def avgpool2d(images, window):
+    """Mean of the pixels under each window; padding does not count: -> (n, oh, ow, c)."""
+    _need(_is_image(images, window), "avgpool2d", images)
+    dtype = np.result_type(images, np.float16) if images.dtype.kind != "f" else images.dtype
+    y = np.zeros((len(images), window.oh, window.ow, images.shape[3]), dtype)
+    for _, outputs, pixels in _taps(window):
+        y[outputs] += images[pixels]
+    return y / _cells(window, dtype)
+
+
+def avgpool2d_grad_images(g, window):
+    """Adjoint of `avgpool2d`: each g spread evenly over its window: -> (n, h, w, c)."""
+    _need(_is_output(g, window), "avgpool2d_grad_images", g)
+    share = g / _cells(window, g.dtype)
+    images = np.zeros((len(g), window.h, window.w, g.shape[3]), share.dtype)
+    for _, outputs, pixels in _taps(window):
+        images[pixels] += share[outputs]
+    return images
+
+
+# ------------------------------------------------------------------------------ sums and products
+
+
+def sum_to(a, shape):
+    """Sum `a` down to `shape`, which must broadcast to `a.shape`: the adjoint of `broadcast_to`."""
+    shape = tuple(shape)
+    added = a.ndim - len(shape)
+    own = (1,) * added + shape
+    if added < 0 or any(s not in (1, size) for s, size in zip(own, a.shape)):
+        raise ValueError(f"sum_to: shape {shape} does not broadcast to {a.shape}")
+    axes = tuple(i for i, (s, size) in enumerate(zip(own, a.shape)) if s == 1 and size != 1)
+    return np.sum(a, axis=axes, keepdims=True, dtype=a.dtype).reshape(shape)
+
+
+def broadcast_to(a, shape):
+    """`a` repeated to `shape`, as a new array."""
+    return np.broadcast_to(a, shape).copy()
+
+
+def matmul(a, b):
+    """Matrix product as `numpy.matmul`, batches broadcast: (..., i, k) @ (..., k, j)."""
+    return np.matmul(a, b)
+
+
+# ------------------------------------------------------------------------ activations and losses
+
+
+def leaky_relu(a, alpha=0.02):
+    """`a` where a > 0, else alpha * a."""
+    return np.where(a > 0, a, a * a.dtype.type(alpha))
+
+
+def leaky_relu_grad_a(g, a, alpha=0.02):
+    """Adjoint of `leaky_relu` at `a`: g where a > 0, else alpha * g."""
+    _need(g.shape == a.shape, "leaky_relu_grad_a", g, a)
+    return np.where(a > 0, g, g * g.dtype.type(alpha))
+
+
+def softmax(a, axis=-1):
+    """exp(a) / sum(exp(a)) along one `axis`, shifted by each row's own maximum."""
+    e = np.exp(a - np.max(a, axis=axis, keepdims=True))
+    return e / np.sum(e, axis=axis, keepdims=True)
+
+
+def log_softmax(a, axis=-1):
+    """log(softmax(a)) along one `axis`, without taking the log of an underflowed number."""
+    shifted = a - np.max(a, axis=axis, keepdims=True)
+    return shifted - np.log(np.sum(np.exp(shifted), axis=axis, keepdims=True))
+
+
+def _check_labels(logits, labels, name):
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(
+            f"{name}: logits must be (n, classes) and labels (n,), "
+            f"got {logits.shape} and {labels.shape}"
+        )
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"{name}: labels must be integers, got {labels.dtype}")
+    if labels.size and not (0 <= labels.min() and labels.max() < logits.shape[1]):
+        raise IndexError(f"{name}: labels must be 0 to {logits.shape[1] - 1}")
+
+
+def softmax_cross_entropy(logits, labels):
+    """-log(softmax(logits))[i, labels[i]]: (n, classes) logits, (n,) integers -> (n,) losses."""
+    _check_labels(logits, labels, "softmax_cross_entropy")
+    return -log_softmax(logits)[np.arange(len(labels)), labels]
+
+
+def softmax_cross_entropy_grad_logits(g, logits, labels):
+    """Adjoint of `softmax_cross_entropy`: g (n,) times softmax(logits) - onehot(labels)."""
+    _check_labels(logits, labels, "softmax_cross_entropy_grad_logits")
+    _need(g.shape == labels.shape, "softmax_cross_entropy_grad_logits", g, labels)
+    p = softmax(logits)
+    p[np.arange(len(labels)), labels] -= 1
+    return p * g[:, None]
+
+
+# ------------------------------------------------------------------------------ indexing and steps
+
+
+def add_at(a, indices, b):
+    """A copy of `a` with `b` added at a[indices], repeated indices adding up (`numpy.add.at`).
+
+    The compiled kernel takes one integer array that indexes the first axis; everything else that
+    NumPy accepts as an index comes here.
+    """
+    y = a.copy()
+    np.add.at(y, indices, b)
+    return y
+
+
+def take(a, indices):
+    """Rows ``a[indices]`` for a 1-D array of integers: (rows, ...), (n,) -> (n, ...)."""
+    if indices.ndim != 1 or indices.dtype.kind not in "iu" or a.ndim < 1:
+        raise ValueError(
+            f"take: needs rows and a 1-D integer array, got {a.shape} and "
+            f"{indices.dtype}{indices.shape}"
+        )
+    return a[indices]
+
+
+def adam_step(parameters, gradients, means, variances, steps, alpha, beta1, beta2, eps):
+    """One step of Adam for lists of arrays (Kingma & Ba, arXiv:1412.6980, Algorithm 1).
+
+    `steps[i]` counts from 1. Returns the list of new parameters; `means` and `variances` (the
+    running moments m and v) are the optimiser's own and are **updated in place**.
+    """
+    new = []
+    for p, g, m, v, t in zip(parameters, gradients, means, variances, steps):
+        m *= beta1
+        m += (1 - beta1) * g
+        v *= beta2
+        v += (1 - beta2) * np.square(g)
+        step = alpha / (1 - beta1**t)
+        new.append(p - step * m / (np.sqrt(v / (1 - beta2**t)) + eps))
+    return new

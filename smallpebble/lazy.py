@@ -1,0 +1,147 @@
+"""Graphs that are built first and computed when asked: Lazy, Placeholder, learnables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from .core import Variable
+
+
+class AssignmentError(Exception):
+    """A lazy node has no arguments, or is given them twice; a placeholder has no value."""
+
+
+class Lazy:
+    """A node of a lazy graph: a function whose arguments are set now and which runs later.
+
+    >>> a = Placeholder()
+    >>> b = Variable(np.ones([4, 2]))
+    >>> y = Lazy(matmul)(a, b)
+    >>> a.assign_value(Variable(np.ones([3, 4])))
+    >>> result = y.run()
+
+    Arguments may be other nodes, lists or tuples of nodes, Variables, arrays, anything.
+    """
+
+    def __init__(self, function: Callable) -> None:
+        if not callable(function):
+            raise TypeError(f"Lazy: expected a function, got {type(function).__name__}")
+        self.function = function
+        self.arguments = []
+        self.keywords = {}
+        self._is_called = False
+
+    def __call__(self, *args, **kwargs) -> Lazy:
+        """Set the arguments (once), and return the node itself."""
+        if self._is_called or self.arguments:
+            raise AssignmentError(f"Arguments already assigned to {self!r}.")
+        self.arguments = args
+        self.keywords = kwargs
+        self._is_called = True
+        return self
+
+    def run(self):
+        """Compute the value of this node. Each node that it needs runs once, however often used.
+
+        Raises
+        ------
+        AssignmentError
+            A node has no arguments, or a placeholder no value.
+        """
+        values = {}  # id of a node -> what it returned
+        begun = set()
+        stack = [self]
+        while stack:
+            node = stack[-1]
+            if id(node) in values:
+                stack.pop()
+                continue
+            if node is not self and getattr(type(node), "run", None) is not Lazy.run:
+                values[id(node)] = node.run()
+                continue
+            node._check()
+            missing = [child for child in node._children() if id(child) not in values]
+            if missing:
+                begun.add(id(node))
+                if any(id(child) in begun for child in missing):
+                    raise AssignmentError(f"{node!r} is its own argument, perhaps through others.")
+                stack.extend(reversed(missing))
+                continue
+            args = [_filled(a, values) for a in node.arguments]
+            kwargs = {name: _filled(a, values) for name, a in node.keywords.items()}
+            values[id(node)] = node.function(*args, **kwargs)
+        return values[id(self)]
+
+    def _check(self) -> None:
+        if not self._is_called and not self.arguments:
+            raise AssignmentError(f"No arguments have been assigned to {self!r}.")
+
+    def _children(self) -> Iterator:
+        """The arguments that have to run first."""
+        for argument in (*self.arguments, *self.keywords.values()):
+            for one in argument if isinstance(argument, (list, tuple)) else (argument,):
+                if hasattr(one, "run"):
+                    yield one
+
+    def __repr__(self) -> str:
+        name = getattr(self.function, "__name__", type(self.function).__name__)
+        return f"<Lazy {name}>"
+
+
+def _filled(argument, values):
+    """An argument with the nodes in it replaced by their values."""
+    if isinstance(argument, (list, tuple)) and any(hasattr(one, "run") for one in argument):
+        return type(argument)(values.get(id(one), one) for one in argument)
+    return values.get(id(argument), argument)
+
+
+class Placeholder(Lazy):
+    """A lazy node whose value is assigned, and may be assigned anew, before each run.
+
+    Parameters
+    ----------
+    name : str, optional
+        How error messages call it.
+    """
+
+    def __init__(self, name: str | None = None) -> None:
+        super().__init__(lambda a: a)
+        self.name = name
+
+    def assign_value(self, variable) -> None:
+        """Set the value: a Variable, an array, or another node."""
+        self.arguments = [variable]
+
+    def _check(self) -> None:
+        if not self.arguments:
+            raise AssignmentError(f"No value has been assigned to {self!r}: use assign_value(...).")
+
+    def __repr__(self) -> str:
+        return f"<Placeholder {self.name or hex(id(self))}>"
+
+
+def learnable(variable: Variable) -> Variable:
+    """Flag `variable` as learnable, for `get_learnables` to find, and return it."""
+    if not isinstance(variable, Variable):
+        raise TypeError(f"learnable: expected a Variable, got {type(variable).__name__}")
+    variable.is_learnable = True
+    return variable
+
+
+def get_learnables(lazy_node: Lazy) -> list[Variable]:
+    """The learnable Variables that a lazy graph uses, each once, in order of first use."""
+    found, seen = [], set()
+    stack = [lazy_node]
+    while stack:
+        node = stack.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if getattr(node, "is_learnable", False):
+            found.append(node)
+        if isinstance(node, (list, tuple)):
+            children = node
+        else:
+            children = (*getattr(node, "arguments", ()), *getattr(node, "keywords", {}).values())
+        stack.extend(reversed(children))
+    return found
