@@ -9,11 +9,7 @@ import numpy as np
 
 from . import kernels
 from ._version import __version__
-
-try:
-    from .kernels import _pool
-except ImportError:
-    _pool = None
+from .kernels import _pool, _threads
 
 
 class num_threads:
@@ -49,7 +45,7 @@ def set_num_threads(n: int) -> None:
     if not 1 <= n <= 256:
         raise ValueError(f"set_num_threads: expected 1 to 256 threads, got {n}")
     if _pool:
-        _pool.set_num_threads(int(n))
+        _threads.use(_pool, int(n), "set_num_threads")
 
 
 def show_config(mode: str = "stdout") -> dict | None:
@@ -65,7 +61,7 @@ def show_config(mode: str = "stdout") -> dict | None:
             for tier, reason in kernels.tiers().items()
         },
         "threads": get_num_threads(),
-        "threads from": _pool.source() if _pool else "no compiled kernels",
+        "threads from": _threads.source,
     }
     if mode == "dict":
         return config

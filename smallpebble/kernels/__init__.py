@@ -12,7 +12,7 @@ import importlib
 import os
 import warnings
 
-from . import reference
+from . import _threads, reference
 from .catalogue import NAMES
 
 TIERS = ("avx512", "avx2", "baseline", "reference")  # best first
@@ -118,6 +118,12 @@ def _choose() -> str:
     return best
 
 
+try:
+    from . import _pool
+except ImportError:
+    _pool = None
+else:
+    _threads.start(_pool)
 _active = "reference"
 _bind(_choose())
 __all__ = [*NAMES, "TIERS", "NativeKernelsMissing", "active", "load", "reference", "tiers", "use_kernels"]

@@ -1,0 +1,29 @@
+# cython: language_level=3, freethreading_compatible=True
+"""The thread pool of the compiled kernels (csrc/pool.h), and how many threads it may use."""
+
+from cpython.pycapsule cimport PyCapsule_New
+
+cdef extern from "pool.c.h":
+    ctypedef struct pool_api:
+        pass
+    const char *POOL_CAPSULE
+    pool_api pool_table
+    int pool_init()
+    int pool_threads()
+    void pool_set_threads(int n, int cores)
+
+
+if pool_init():
+    raise ImportError("the thread pool could not be set up")
+
+api = PyCapsule_New(&pool_table, POOL_CAPSULE, NULL)
+
+
+def get_num_threads():
+    """How many threads a kernel may use, the calling one included."""
+    return pool_threads()
+
+
+def set_num_threads(int n, int cores):
+    """Use up to `n` threads on `cores` cores; idle ones spin for a moment only where n <= cores."""
+    pool_set_threads(n, cores)

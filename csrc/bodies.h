@@ -1,0 +1,22 @@
+/* The kernel bodies, in an order in which each knows what it uses. Included once per REAL. */
+#include "tile.inc"
+#include "matmul.inc"
+#include "conv2d.inc"
+#include "pooling.inc"
+#include "sums.inc"
+#include "elementwise.inc"
+#undef VEC
+#undef LANES
+#undef MASK
+#undef PANEL
+#undef TILE
+#undef POOL_KERNEL
+#undef ROW_TASK
+#undef ROW_KERNEL
+#undef LEAKY_KERNEL
+#undef TILES_TO_5
+#undef TILES_TO_8
+#undef TILES_TO_12
+#undef TILE_NAMES_TO_5
+#undef TILE_NAMES_TO_8
+#undef TILE_NAMES_TO_12

@@ -1,0 +1,793 @@
+# The compiled kernels as Python functions: each takes what its namesake in
+# smallpebble/kernels/reference.py takes, checks it, and hands C the addresses.
+#
+# float32 and float64 run here, in any memory layout: what is not C-contiguous, aligned and native
+# is copied once. Every other dtype goes to the reference. Nothing that a caller passes is trusted:
+# shapes, geometry, labels and indices are checked before C sees them.
+
+cimport cython
+from cpython.buffer cimport PyObject_GetBuffer, PyBuffer_Release, PyBUF_STRIDES, PyBUF_WRITABLE
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from libc.stdint cimport uint8_t, uintptr_t
+from libc.string cimport memcpy
+
+import numpy as np
+
+from smallpebble.kernels import _alloc
+from smallpebble.kernels import _pool
+from smallpebble.kernels import reference
+
+cdef extern from "kernels.h" nogil:
+    const char *POOL_CAPSULE
+    ctypedef struct pool_api:
+        pass
+    ctypedef struct geometry:
+        Py_ssize_t n, h, w, c, m, kh, kw, sy, sx, top, left, oh, ow
+    ctypedef int (*matmul_function)(
+        const pool_api *, const void *, const void *, void *, Py_ssize_t, Py_ssize_t, Py_ssize_t,
+        Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t) noexcept
+    ctypedef int (*conv_function)(
+        const pool_api *, const geometry *, const void *, const void *, void *) noexcept
+    ctypedef int (*window_function)(
+        const pool_api *, const geometry *, const void *, void *, uint8_t *, double) noexcept
+    ctypedef int (*sum_function)(
+        const pool_api *, const void *, void *, const Py_ssize_t *) noexcept
+    ctypedef int (*leaky_function)(
+        const pool_api *, const void *, const void *, void *, Py_ssize_t, double) noexcept
+    ctypedef int (*row_function)(
+        const pool_api *, const void *, const void *, void *, const Py_ssize_t *, Py_ssize_t,
+        Py_ssize_t) noexcept
+    ctypedef int (*add_rows_function)(
+        const Py_ssize_t *, Py_ssize_t, Py_ssize_t, const void *, void *) noexcept
+    ctypedef int (*adam_function)(
+        const pool_api *, const void *, const void *, void *, void *, void *, Py_ssize_t, double,
+        double, double, double, double) noexcept
+    const matmul_function *matmul_table
+    const conv_function *conv2d_table
+    const conv_function *conv2d_grad_images_table
+    const conv_function *conv2d_grad_kernels_table
+    const window_function *maxpool2d_table
+    const window_function *maxpool2d_gather_table
+    const window_function *maxpool2d_scatter_table
+    const window_function *avgpool2d_table
+    const window_function *avgpool2d_grad_images_table
+    const window_function *patches_table
+    const window_function *patches_sum_table
+    const sum_function *sum_to_table
+    const sum_function *broadcast_to_table
+    const leaky_function *leaky_relu_table
+    const leaky_function *leaky_relu_grad_a_table
+    const row_function *softmax_table
+    const row_function *log_softmax_table
+    const row_function *loss_table
+    const row_function *loss_grad_table
+    const add_rows_function *add_rows_table
+    const adam_function *adam_table
+    void take_rows(const pool_api *, const void *, const Py_ssize_t *, Py_ssize_t, Py_ssize_t,
+                   void *) noexcept
+
+cdef const pool_api *pool = <const pool_api *>PyCapsule_GetPointer(_pool.api, POOL_CAPSULE)
+
+cdef object ndarray = np.ndarray
+cdef object FLOAT32 = np.dtype(np.float32)
+cdef object FLOAT64 = np.dtype(np.float64)
+cdef object UINT8 = np.dtype(np.uint8)
+cdef object INTP = np.dtype(np.intp)
+cdef tuple REALS = (FLOAT32, FLOAT64)
+
+cdef enum:
+    OTHER = -1  # the dtype index of what is neither float32 nor float64
+
+
+# ------------------------------------------------------------------------------------- operands
+
+
+@cython.final
+@cython.freelist(16)
+cdef class Operand:
+    """The buffer of an array, held for as long as this object lives."""
+
+    cdef Py_buffer view
+    cdef bint held
+    cdef object array
+
+    def __dealloc__(self):
+        if self.held:
+            PyBuffer_Release(&self.view)
+
+    cdef Py_ssize_t size(self) noexcept:
+        cdef Py_ssize_t total = 1
+        cdef int i
+        for i in range(self.view.ndim):
+            total *= self.view.shape[i]
+        return total
+
+
+cdef Operand hold(object array, int flags):
+    cdef Operand operand = Operand.__new__(Operand)
+    PyObject_GetBuffer(array, &operand.view, flags)
+    operand.held = True
+    operand.array = array
+    return operand
+
+
+cdef int real_of(object array, str kernel) except -2:
+    """0 for float32, 1 for float64 (of any byte order), OTHER for any other dtype."""
+    if not isinstance(array, ndarray):
+        raise TypeError(f"{kernel}: expected an ndarray, got {type(array).__name__}")
+    dtype = array.dtype
+    if dtype is FLOAT32:
+        return 0
+    if dtype is FLOAT64:
+        return 1
+    if dtype.kind == "f":
+        if dtype.itemsize == 4:
+            return 0
+        if dtype.itemsize == 8:
+            return 1
+    return OTHER
+
+
+cdef int common(int a, int b) noexcept:
+    """The dtype index in which two operands are computed together."""
+    if a == OTHER or b == OTHER:
+        return OTHER
+    return a if a > b else b
+
+
+cdef bint is_packed(Py_buffer *view) noexcept:
+    """Whether elements follow one another in C order, at addresses fit for their size."""
+    cdef Py_ssize_t expected = view.itemsize
+    cdef int i
+    if <uintptr_t>view.buf % view.itemsize:
+        return False
+    for i in range(view.ndim):
+        if view.shape[i] == 0:
+            return True
+    for i in range(view.ndim - 1, -1, -1):
+        if view.shape[i] != 1 and view.strides[i] != expected:
+            return False
+        expected *= view.shape[i]
+    return True
+
+
+cdef Operand read_as(object array, object dtype):
+    """The array as C-contiguous, aligned numbers of `dtype`; a copy only where it is not so."""
+    cdef Operand operand
+    if array.dtype is dtype:
+        operand = hold(array, PyBUF_STRIDES)
+        if is_packed(&operand.view):
+            return operand
+    array = np.array(array, dtype, order="C")
+    return hold(array, PyBUF_STRIDES)
+
+
+cdef Operand read(object array, int real):
+    return read_as(array, REALS[real])
+
+
+cdef Operand fresh(tuple shape, object dtype):
+    """A new, uninitialised array."""
+    return hold(_alloc.empty(shape, dtype), PyBUF_STRIDES | PyBUF_WRITABLE)
+
+
+cdef object finished(int status, Operand y, str kernel):
+    if status == -1:
+        raise MemoryError(f"{kernel}: no memory for scratch space")
+    if status == -2:
+        raise IndexError(f"{kernel}: an index names no cell of its window")
+    return y.array
+
+
+cdef str shapes_of(arrays):
+    return ", ".join([str(a.shape) for a in arrays])
+
+
+cdef int misfit(str kernel, tuple arrays) except -1:
+    raise ValueError(
+        f"{kernel}: these shapes do not fit the window or each other: {shapes_of(arrays)}"
+    )
+
+
+# -------------------------------------------------------------------------- windows over images
+
+
+cdef int read_window(object window, geometry *s, str kernel) except -1:
+    """The sizes of a window, checked as if they came from anywhere."""
+    cdef Py_ssize_t most = 2147483647
+    try:
+        s.h, s.w, s.kh, s.kw, s.sy, s.sx, s.top, s.left, s.oh, s.ow = window
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{kernel}: expected a Window, got {window!r}") from None
+    for size in (s.h, s.w, s.kh, s.kw, s.sy, s.sx, s.oh, s.ow):
+        if not 1 <= size <= most:
+            raise ValueError(f"{kernel}: impossible geometry {window!r}")
+    if not (0 <= s.top < s.kh and 0 <= s.left < s.kw):
+        raise ValueError(f"{kernel}: impossible geometry {window!r}")
+    # The first output starts inside of the image or its padding; the last must touch the image.
+    if (s.oh - 1) * s.sy - s.top >= s.h or (s.ow - 1) * s.sx - s.left >= s.w:
+        raise ValueError(f"{kernel}: impossible geometry {window!r}")
+    return 0
+
+
+cdef bint is_image(Operand a, const geometry *s) noexcept:
+    return a.view.ndim == 4 and a.view.shape[1] == s.h and a.view.shape[2] == s.w
+
+
+cdef bint is_output(Operand a, const geometry *s) noexcept:
+    return a.view.ndim == 4 and a.view.shape[1] == s.oh and a.view.shape[2] == s.ow
+
+
+cdef bint is_weights(Operand a, const geometry *s) noexcept:
+    return a.view.ndim == 4 and a.view.shape[0] == s.kh and a.view.shape[1] == s.kw
+
+
+cdef object convolve(conv_function *table, str kernel, geometry *s, Operand a, Operand b,
+                     tuple shape, int real):
+    """Run one of the three convolutions, all of whose sizes are in `s`."""
+    cdef Operand y = fresh(shape, REALS[real])
+    cdef conv_function function = table[real]
+    cdef int status = 0
+    if s.n == 0 or s.c == 0 or s.m == 0:
+        y.array[...] = 0
+        return y.array
+    with nogil:
+        status = function(pool, s, a.view.buf, b.view.buf, y.view.buf)
+    return finished(status, y, kernel)
+
+
+def conv2d(images, kernels, window):
+    """Cross-correlation: (n, h, w, c) images, (kh, kw, c, m) kernels -> (n, oh, ow, m)."""
+    cdef int real = common(real_of(images, "conv2d"), real_of(kernels, "conv2d"))
+    cdef geometry s
+    if real == OTHER:
+        return reference.conv2d(images, kernels, window)
+    read_window(window, &s, "conv2d")
+    cdef Operand x = read(images, real), k = read(kernels, real)
+    if not (is_image(x, &s) and is_weights(k, &s) and x.view.shape[3] == k.view.shape[2]):
+        misfit("conv2d", (images, kernels))
+    s.n, s.c, s.m = x.view.shape[0], x.view.shape[3], k.view.shape[3]
+    shape = (s.n, s.oh, s.ow, s.m)
+    return convolve(<conv_function *>conv2d_table, "conv2d", &s, x, k, shape, real)
+
+
+def conv2d_grad_images(g, kernels, window):
+    """Adjoint of `conv2d` in the images: (n, oh, ow, m), (kh, kw, c, m) -> (n, h, w, c)."""
+    cdef str name = "conv2d_grad_images"
+    cdef int real = common(real_of(g, name), real_of(kernels, name))
+    cdef geometry s
+    if real == OTHER:
+        return reference.conv2d_grad_images(g, kernels, window)
+    read_window(window, &s, name)
+    cdef Operand x = read(g, real), k = read(kernels, real)
+    if not (is_output(x, &s) and is_weights(k, &s) and x.view.shape[3] == k.view.shape[3]):
+        misfit(name, (g, kernels))
+    s.n, s.c, s.m = x.view.shape[0], k.view.shape[2], k.view.shape[3]
+    shape = (s.n, s.h, s.w, s.c)
+    return convolve(<conv_function *>conv2d_grad_images_table, name, &s, x, k, shape, real)
+
+
+def conv2d_grad_kernels(g, images, window):
+    """Adjoint of `conv2d` in the kernels: (n, oh, ow, m), (n, h, w, c) -> (kh, kw, c, m)."""
+    cdef str name = "conv2d_grad_kernels"
+    cdef int real = common(real_of(g, name), real_of(images, name))
+    cdef geometry s
+    if real == OTHER:
+        return reference.conv2d_grad_kernels(g, images, window)
+    read_window(window, &s, name)
+    cdef Operand x = read(g, real), k = read(images, real)
+    if not (is_output(x, &s) and is_image(k, &s) and x.view.shape[0] == k.view.shape[0]):
+        misfit(name, (g, images))
+    s.n, s.c, s.m = k.view.shape[0], k.view.shape[3], x.view.shape[3]
+    shape = (s.kh, s.kw, s.c, s.m)
+    return convolve(<conv_function *>conv2d_grad_kernels_table, name, &s, x, k, shape, real)
+
+
+cdef object over_windows(window_function *table, str kernel, geometry *s, Operand x, Operand y,
+                         Operand indices, int real):
+    """Run one of the kernels that go over windows; `indices` is None for those without."""
+    cdef window_function function = table[real]
+    cdef uint8_t *codes = NULL if indices is None else <uint8_t *>indices.view.buf
+    cdef double nbytes = <double>x.size() * x.view.itemsize + <double>y.size() * y.view.itemsize
+    cdef int status = 0
+    if s.n and s.c:
+        with nogil:
+            status = function(pool, s, x.view.buf, y.view.buf, codes, nbytes)
+    return finished(status, y, kernel)
+
+
+def maxpool2d(images, window):
+    """Largest pixel under each window and its index in the window: two (n, oh, ow, c)."""
+    cdef int real = real_of(images, "maxpool2d")
+    cdef geometry s
+    if real != OTHER:
+        read_window(window, &s, "maxpool2d")
+    if real == OTHER or s.kh * s.kw > 256:
+        return reference.maxpool2d(images, window)
+    cdef Operand x = read(images, real)
+    if not is_image(x, &s):
+        misfit("maxpool2d", (images,))
+    s.n, s.c = x.view.shape[0], x.view.shape[3]
+    shape = (s.n, s.oh, s.ow, s.c)
+    cdef Operand y = fresh(shape, REALS[real]), indices = fresh(shape, UINT8)
+    over_windows(<window_function *>maxpool2d_table, "maxpool2d", &s, x, y, indices, real)
+    return y.array, indices.array
+
+
+def maxpool2d_gather(images, indices, window):
+    """The pixels at the `indices` of `maxpool2d`: (n, h, w, c) -> (n, oh, ow, c)."""
+    cdef str name = "maxpool2d_gather"
+    cdef int real = real_of(images, name)
+    cdef geometry s
+    if not isinstance(indices, ndarray):
+        raise TypeError(f"{name}: expected an ndarray of indices, got {type(indices).__name__}")
+    if real != OTHER:
+        read_window(window, &s, name)
+    if real == OTHER or s.kh * s.kw > 256 or indices.dtype is not UINT8:
+        return reference.maxpool2d_gather(images, indices, window)
+    cdef Operand x = read(images, real), i = read_as(indices, UINT8)
+    if not (is_image(x, &s) and is_output(i, &s) and x.view.shape[0] == i.view.shape[0]
+            and x.view.shape[3] == i.view.shape[3]):
+        misfit(name, (images, indices))
+    s.n, s.c = x.view.shape[0], x.view.shape[3]
+    cdef Operand y = fresh((s.n, s.oh, s.ow, s.c), REALS[real])
+    return over_windows(<window_function *>maxpool2d_gather_table, name, &s, x, y, i, real)
+
+
+def maxpool2d_scatter(g, indices, window):
+    """Adjoint of `maxpool2d_gather`: each g added to the pixel it came from, -> (n, h, w, c)."""
+    cdef str name = "maxpool2d_scatter"
+    cdef int real = real_of(g, name)
+    cdef geometry s
+    if not isinstance(indices, ndarray):
+        raise TypeError(f"{name}: expected an ndarray of indices, got {type(indices).__name__}")
+    if real != OTHER:
+        read_window(window, &s, name)
+    if real == OTHER or s.kh * s.kw > 256 or indices.dtype is not UINT8:
+        return reference.maxpool2d_scatter(g, indices, window)
+    cdef Operand x = read(g, real), i = read_as(indices, UINT8)
+    if not (is_output(x, &s) and is_output(i, &s) and x.view.shape[0] == i.view.shape[0]
+            and x.view.shape[3] == i.view.shape[3]):
+        misfit(name, (g, indices))
+    s.n, s.c = x.view.shape[0], x.view.shape[3]
+    cdef Operand y = fresh((s.n, s.h, s.w, s.c), REALS[real])
+    return over_windows(<window_function *>maxpool2d_scatter_table, name, &s, x, y, i, real)
+
+
+def avgpool2d(images, window):
+    """Mean of the pixels under each window; padding does not count: -> (n, oh, ow, c)."""
+    cdef int real = real_of(images, "avgpool2d")
+    cdef geometry s
+    if real == OTHER:
+        return reference.avgpool2d(images, window)
+    read_window(window, &s, "avgpool2d")
+    cdef Operand x = read(images, real)
+    if not is_image(x, &s):
+        misfit("avgpool2d", (images,))
+    s.n, s.c = x.view.shape[0], x.view.shape[3]
+    cdef Operand y = fresh((s.n, s.oh, s.ow, s.c), REALS[real])
+    return over_windows(<window_function *>avgpool2d_table, "avgpool2d", &s, x, y, None, real)
+
+
+def avgpool2d_grad_images(g, window):
+    """Adjoint of `avgpool2d`: each g spread evenly over its window: -> (n, h, w, c)."""
+    cdef str name = "avgpool2d_grad_images"
+    cdef int real = real_of(g, name)
+    cdef geometry s
+    if real == OTHER:
+        return reference.avgpool2d_grad_images(g, window)
+    read_window(window, &s, name)
+    cdef Operand x = read(g, real)
+    if not is_output(x, &s):
+        misfit(name, (g,))
+    s.n, s.c = x.view.shape[0], x.view.shape[3]
+    cdef Operand y = fresh((s.n, s.h, s.w, s.c), REALS[real])
+    return over_windows(<window_function *>avgpool2d_grad_images_table, name, &s, x, y, None, real)
+
+
+def patches(images, window):
+    """im2col: the pixels under every window, zero where padded: -> (n, oh, ow, kh, kw, c)."""
+    cdef int real = real_of(images, "patches")
+    cdef geometry s
+    if real == OTHER:
+        return reference.patches(images, window)
+    read_window(window, &s, "patches")
+    cdef Operand x = read(images, real)
+    if not is_image(x, &s):
+        misfit("patches", (images,))
+    s.n, s.c = x.view.shape[0], x.view.shape[3]
+    cdef Operand y = fresh((s.n, s.oh, s.ow, s.kh, s.kw, s.c), REALS[real])
+    return over_windows(<window_function *>patches_table, "patches", &s, x, y, None, real)
+
+
+def patches_sum(patches, window):
+    """col2im, the adjoint of `patches`: (n, oh, ow, kh, kw, c) summed into (n, h, w, c)."""
+    cdef int real = real_of(patches, "patches_sum")
+    cdef geometry s
+    if real == OTHER:
+        return reference.patches_sum(patches, window)
+    read_window(window, &s, "patches_sum")
+    cdef Operand p = read(patches, real)
+    if p.view.ndim != 6 or not (
+            p.view.shape[1] == s.oh and p.view.shape[2] == s.ow and p.view.shape[3] == s.kh
+            and p.view.shape[4] == s.kw):
+        misfit("patches_sum", (patches,))
+    s.n, s.c = p.view.shape[0], p.view.shape[5]
+    cdef Operand y = fresh((s.n, s.h, s.w, s.c), REALS[real])
+    return over_windows(<window_function *>patches_sum_table, "patches_sum", &s, p, y, None, real)
+
+
+# ---------------------------------------------------------------------------- sums and products
+
+
+cdef bint as_groups(tuple small, tuple large, Py_ssize_t *groups) except -1:
+    """See `large` as (k0, r0, k1, r1): axes that `small` keeps and axes of length 1 in it, in turn.
+
+    False if the axes alternate more often than that.
+    """
+    cdef Py_ssize_t lead = len(large) - len(small), i, size
+    cdef int at = 0, wanted
+    for i in range(4):
+        groups[i] = 1
+    for i in range(len(large)):
+        size = large[i]
+        if size == 1:
+            continue
+        wanted = 1 if i < lead or small[i - lead] == 1 else 0
+        while at % 2 != wanted:
+            at += 1
+        if at > 3:
+            return False
+        groups[at] *= size
+    return True
+
+
+cdef tuple as_shape(object shape, str kernel):
+    try:
+        shape = tuple(shape)
+        for size in shape:
+            if size < 0 or size > 2**62 or size != int(size):
+                raise ValueError
+        return tuple([int(size) for size in shape])
+    except (TypeError, ValueError):
+        raise ValueError(f"{kernel}: expected a shape, got {shape!r}") from None
+
+
+cdef bint broadcasts(tuple small, tuple large):
+    cdef Py_ssize_t lead = len(large) - len(small), i
+    if lead < 0:
+        return False
+    for i in range(len(small)):
+        if small[i] != large[lead + i] and small[i] != 1:
+            return False
+    return True
+
+
+def sum_to(a, shape):
+    """Sum `a` down to `shape`, which must broadcast to `a.shape`."""
+    cdef int real = real_of(a, "sum_to")
+    cdef Py_ssize_t groups[4]
+    cdef int status = 0
+    shape = as_shape(shape, "sum_to")
+    if not broadcasts(shape, a.shape):
+        raise ValueError(f"sum_to: shape {shape} does not broadcast to {a.shape}")
+    if real == OTHER or not as_groups(shape, a.shape, groups):
+        return reference.sum_to(a, shape)
+    cdef Operand x = read(a, real), y = fresh(shape, REALS[real])
+    cdef sum_function function = sum_to_table[real]
+    with nogil:
+        status = function(pool, x.view.buf, y.view.buf, groups)
+    return finished(status, y, "sum_to")
+
+
+def broadcast_to(a, shape):
+    """`a` repeated to `shape`, as a new array."""
+    cdef int real = real_of(a, "broadcast_to")
+    cdef Py_ssize_t groups[4]
+    cdef int status = 0
+    shape = as_shape(shape, "broadcast_to")
+    if not broadcasts(a.shape, shape):
+        raise ValueError(f"broadcast_to: shape {a.shape} does not broadcast to {shape}")
+    if real == OTHER or not as_groups(a.shape, shape, groups):
+        return reference.broadcast_to(a, shape)
+    cdef Operand x = read(a, real), y = fresh(shape, REALS[real])
+    cdef sum_function function = broadcast_to_table[real]
+    with nogil:
+        status = function(pool, x.view.buf, y.view.buf, groups)
+    return finished(status, y, "broadcast_to")
+
+
+cdef Operand read_matrix(object array, int real):
+    """An operand of matmul: rows or columns contiguous, each matrix alike; a copy where not so."""
+    cdef Operand operand
+    cdef Py_buffer *view
+    cdef Py_ssize_t row, column, item
+    if array.dtype is REALS[real]:
+        operand = hold(array, PyBUF_STRIDES)
+        view = &operand.view
+        row, column = view.strides[view.ndim - 2], view.strides[view.ndim - 1]
+        item = view.itemsize
+        if not (<uintptr_t>view.buf % item or row % item or column % item or row <= 0
+                or column <= 0) and (row == item or column == item):
+            return operand
+    return hold(np.array(array, REALS[real], order="C"), PyBUF_STRIDES)
+
+
+def matmul(a, b):
+    """Matrix product as `numpy.matmul`, batches broadcast: (..., i, k) @ (..., k, j)."""
+    cdef int real = common(real_of(a, "matmul"), real_of(b, "matmul"))
+    cdef Py_ssize_t m, n, k, i, d, count, index, size, item
+    cdef int status = 0, batch_dims
+    cdef const char *pa
+    cdef const char *pb
+    cdef char *pc
+    if real == OTHER or a.ndim < 2 or b.ndim < 2:
+        if not a.ndim or not b.ndim:
+            raise ValueError(f"matmul: scalars have no product: {a.shape} and {b.shape}")
+        return reference.matmul(a, b)
+    if a.shape[-1] != b.shape[-2]:
+        raise ValueError(f"matmul: shapes {a.shape} and {b.shape} do not fit: (i, k) @ (k, j)")
+    cdef Operand x = read_matrix(a, real), y = read_matrix(b, real)
+    cdef Py_buffer *va = &x.view
+    cdef Py_buffer *vb = &y.view
+    m, k, n = va.shape[va.ndim - 2], va.shape[va.ndim - 1], vb.shape[vb.ndim - 1]
+    item = va.itemsize
+    batch = ()
+    if va.ndim > 2 or vb.ndim > 2:
+        batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    batch_dims = len(batch)
+    cdef Operand z = fresh((*batch, m, n), REALS[real])
+    cdef matmul_function function = matmul_table[real]
+    count = 1
+    for i in range(batch_dims):
+        count *= z.view.shape[i]
+    cdef Py_ssize_t ai = va.strides[va.ndim - 2] // item, ak = va.strides[va.ndim - 1] // item
+    cdef Py_ssize_t bk = vb.strides[vb.ndim - 2] // item, bj = vb.strides[vb.ndim - 1] // item
+    with nogil:
+        for i in range(count):
+            pa, pb = <const char *>va.buf, <const char *>vb.buf
+            pc = <char *>z.view.buf + i * m * n * item
+            index = i
+            for d in range(batch_dims - 1, -1, -1):
+                size = z.view.shape[d]
+                if d - batch_dims + va.ndim - 2 >= 0 and va.shape[d - batch_dims + va.ndim - 2] > 1:
+                    pa += index % size * va.strides[d - batch_dims + va.ndim - 2]
+                if d - batch_dims + vb.ndim - 2 >= 0 and vb.shape[d - batch_dims + vb.ndim - 2] > 1:
+                    pb += index % size * vb.strides[d - batch_dims + vb.ndim - 2]
+                index //= size
+            status = function(pool, pa, pb, pc, m, n, k, ai, ak, bk, bj)
+            if status:
+                break
+    return finished(status, z, "matmul")
+
+
+# ----------------------------------------------------------------------- activations and losses
+
+
+def leaky_relu(a, double alpha=0.02):
+    """`a` where a > 0, else alpha * a."""
+    cdef int real = real_of(a, "leaky_relu")
+    if real == OTHER:
+        return reference.leaky_relu(a, alpha)
+    cdef Operand x = read(a, real), y = fresh(a.shape, REALS[real])
+    cdef leaky_function function = leaky_relu_table[real]
+    cdef Py_ssize_t n = x.size()
+    with nogil:
+        function(pool, NULL, x.view.buf, y.view.buf, n, alpha)
+    return y.array
+
+
+def leaky_relu_grad_a(g, a, double alpha=0.02):
+    """Adjoint of `leaky_relu` at `a`: g where a > 0, else alpha * g."""
+    cdef str name = "leaky_relu_grad_a"
+    cdef int real = common(real_of(g, name), real_of(a, name))
+    if g.shape != a.shape:
+        raise ValueError(f"{name}: shapes {g.shape} and {a.shape} differ")
+    if real == OTHER or g.dtype != a.dtype:
+        return reference.leaky_relu_grad_a(g, a, alpha)
+    cdef Operand x = read(a, real), d = read(g, real), y = fresh(a.shape, REALS[real])
+    cdef leaky_function function = leaky_relu_grad_a_table[real]
+    cdef Py_ssize_t n = x.size()
+    with nogil:
+        function(pool, d.view.buf, x.view.buf, y.view.buf, n, alpha)
+    return y.array
+
+
+cdef object along_axis(row_function *table, object fallback, str kernel, object a, object axis):
+    """Run a kernel of rows along one axis, which is moved last for it."""
+    cdef int real = real_of(a, kernel)
+    if real == OTHER:
+        return fallback(a, axis)
+    cdef Py_ssize_t ndim = a.ndim, at = axis, classes, rows
+    if not -ndim <= at < ndim:
+        raise ValueError(f"{kernel}: axis {axis} is out of range for {ndim} dimension(s)")
+    at %= ndim
+    if a.shape[at] == 0:
+        raise ValueError(f"{kernel}: nothing along axis {axis} of shape {a.shape}")
+    moved = a if at == ndim - 1 else np.moveaxis(a, at, -1)
+    cdef Operand x = read(moved, real), y = fresh(moved.shape, REALS[real])
+    cdef row_function function = table[real]
+    classes = a.shape[at]
+    rows = x.size() // classes
+    with nogil:
+        function(pool, NULL, x.view.buf, y.view.buf, NULL, rows, classes)
+    return y.array if at == ndim - 1 else np.ascontiguousarray(np.moveaxis(y.array, -1, at))
+
+
+def softmax(a, axis=-1):
+    """exp(a) / sum(exp(a)) along one `axis`, shifted by each row's own maximum."""
+    return along_axis(<row_function *>softmax_table, reference.softmax, "softmax", a, axis)
+
+
+def log_softmax(a, axis=-1):
+    """log(softmax(a)) along one `axis`, without taking the log of an underflowed number."""
+    return along_axis(
+        <row_function *>log_softmax_table, reference.log_softmax, "log_softmax", a, axis)
+
+
+cdef Operand read_labels(object logits, object labels, str kernel):
+    """Labels as machine integers, each checked against the number of classes."""
+    cdef Py_ssize_t i, classes
+    if not isinstance(labels, ndarray):
+        raise TypeError(f"{kernel}: expected an ndarray of labels, got {type(labels).__name__}")
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"{kernel}: labels must be integers, got {labels.dtype}")
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError(
+            f"{kernel}: logits must be (n, classes) and labels (n,), "
+            f"got {logits.shape} and {labels.shape}"
+        )
+    classes = logits.shape[1]
+    cdef Operand operand = read_as(labels, INTP)
+    cdef const Py_ssize_t *label = <const Py_ssize_t *>operand.view.buf
+    for i in range(operand.view.shape[0]):
+        if not 0 <= label[i] < classes:
+            raise IndexError(f"{kernel}: labels must be 0 to {classes - 1}, got {labels[i]}")
+    return operand
+
+
+def softmax_cross_entropy(logits, labels):
+    """-log(softmax(logits))[i, labels[i]]: (n, classes) logits, (n,) integers -> (n,) losses."""
+    cdef str name = "softmax_cross_entropy"
+    cdef int real = real_of(logits, name)
+    cdef Operand index = read_labels(logits, labels, name)
+    if real == OTHER:
+        return reference.softmax_cross_entropy(logits, labels)
+    cdef Operand x = read(logits, real), y = fresh(labels.shape, REALS[real])
+    cdef row_function function = loss_table[real]
+    cdef Py_ssize_t rows = x.view.shape[0], classes = x.view.shape[1]
+    with nogil:
+        function(pool, NULL, x.view.buf, y.view.buf, <const Py_ssize_t *>index.view.buf, rows,
+                 classes)
+    return y.array
+
+
+def softmax_cross_entropy_grad_logits(g, logits, labels):
+    """Adjoint of `softmax_cross_entropy`: g (n,) times softmax(logits) - onehot(labels)."""
+    cdef str name = "softmax_cross_entropy_grad_logits"
+    cdef int real = common(real_of(g, name), real_of(logits, name))
+    cdef Operand index = read_labels(logits, labels, name)
+    if g.shape != labels.shape:
+        raise ValueError(f"{name}: g has shape {g.shape}, labels {labels.shape}")
+    if real == OTHER:
+        return reference.softmax_cross_entropy_grad_logits(g, logits, labels)
+    cdef Operand x = read(logits, real), d = read(g, real), y = fresh(logits.shape, REALS[real])
+    cdef row_function function = loss_grad_table[real]
+    cdef Py_ssize_t rows = x.view.shape[0], classes = x.view.shape[1]
+    with nogil:
+        function(pool, d.view.buf, x.view.buf, y.view.buf, <const Py_ssize_t *>index.view.buf, rows,
+                 classes)
+    return y.array
+
+
+# ---------------------------------------------------------------------------- indexing and steps
+
+
+cdef Operand read_indices(object indices, Py_ssize_t rows, str kernel):
+    """Indices of rows as machine integers from 0, negative ones counted from the end."""
+    cdef Py_ssize_t i
+    cdef Py_ssize_t *index
+    array = np.array(indices, INTP)  # its own copy: negative indices are rewritten
+    if indices.dtype.kind == "u" and indices.size and int(indices.max()) >= rows:
+        raise IndexError(f"{kernel}: index {indices.max()} is out of range for {rows} row(s)")
+    cdef Operand operand = hold(array, PyBUF_STRIDES | PyBUF_WRITABLE)
+    index = <Py_ssize_t *>operand.view.buf
+    for i in range(operand.size()):
+        if not -rows <= index[i] < rows:
+            raise IndexError(f"{kernel}: index {index[i]} is out of range for {rows} row(s)")
+        if index[i] < 0:
+            index[i] += rows
+    return operand
+
+
+def add_at(a, indices, b):
+    """A copy of `a` with `b` added at a[indices], repeated indices adding up (`numpy.add.at`)."""
+    cdef int real = real_of(a, "add_at")
+    cdef Py_ssize_t n, width, nbytes
+    if (real == OTHER or not isinstance(b, ndarray) or not isinstance(indices, ndarray)
+            or indices.dtype.kind not in "iu" or a.ndim < 1 or b.dtype != a.dtype
+            or b.shape != indices.shape + a.shape[1:]):
+        return reference.add_at(a, indices, b)
+    cdef Operand index = read_indices(indices, a.shape[0], "add_at")
+    cdef Operand x = read(a, real), d = read(b, real), y = fresh(a.shape, REALS[real])
+    cdef add_rows_function function = add_rows_table[real]
+    n = index.size()
+    width = d.size() // n if n else 0
+    nbytes = x.size() * x.view.itemsize
+    with nogil:
+        memcpy(y.view.buf, x.view.buf, nbytes)
+        function(<const Py_ssize_t *>index.view.buf, n, width, d.view.buf, y.view.buf)
+    return y.array
+
+
+def take(a, indices):
+    """Rows ``a[indices]`` for a 1-D array of integers: (rows, ...), (n,) -> (n, ...)."""
+    cdef Py_ssize_t nbytes, n
+    cdef Operand x
+    for array in (a, indices):
+        if not isinstance(array, ndarray):
+            raise TypeError(f"take: expected an ndarray, got {type(array).__name__}")
+    if (indices.ndim != 1 or indices.dtype.kind not in "iu" or a.ndim < 1
+            or a.dtype.hasobject or a.dtype.kind not in "fiubc"):
+        return reference.take(a, indices)
+    cdef Operand index = read_indices(indices, a.shape[0], "take")
+    if not a.flags.c_contiguous:
+        return reference.take(a, indices)
+    x = hold(a, PyBUF_STRIDES)
+    n = index.view.shape[0]
+    cdef Operand y = fresh((n, *a.shape[1:]), a.dtype)
+    nbytes = a.strides[0] if a.size else 0
+    with nogil:
+        take_rows(pool, x.view.buf, <const Py_ssize_t *>index.view.buf, n, nbytes, y.view.buf)
+    return y.array
+
+
+def adam_step(parameters, gradients, means, variances, steps, alpha, beta1, beta2, eps):
+    """One step of Adam for lists of arrays (Kingma & Ba, arXiv:1412.6980, Algorithm 1).
+
+    Returns the list of new parameters; `means` and `variances` are updated in place.
+    """
+    cdef double step, correction, b1 = beta1, b2 = beta2, rate = alpha, small = eps
+    cdef int real
+    cdef Py_ssize_t n
+    cdef Operand p, g, m, v, y
+    cdef adam_function function
+    cdef list work = [], new = []
+    lists = (parameters, gradients, means, variances, steps)
+    if len({len(one) for one in lists}) != 1:
+        raise ValueError(f"adam_step: lists of different lengths: {[len(one) for one in lists]}")
+    for arrays in zip(parameters, gradients, means, variances):
+        real = real_of(arrays[0], "adam_step")
+        for array in arrays[1:]:
+            real_of(array, "adam_step")
+            if array.shape != arrays[0].shape or array.dtype != arrays[0].dtype:
+                raise ValueError(
+                    "adam_step: parameter, gradient and moments must have one shape and dtype, "
+                    f"got {[(x.shape, str(x.dtype)) for x in arrays]}"
+                )
+        if not (arrays[2].flags.writeable and arrays[3].flags.writeable):
+            raise ValueError("adam_step: the moments must be writeable: they are updated in place")
+        work.append((real, arrays))
+    for t in steps:
+        if int(t) != t or t < 1:
+            raise ValueError(f"adam_step: steps count from 1, got {t!r}")
+    for (real, (parameter, gradient, mean, variance)), t in zip(work, steps):
+        if real == OTHER or not (
+                mean.flags.c_contiguous and variance.flags.c_contiguous
+                and mean.flags.aligned and variance.flags.aligned
+                and mean.dtype is REALS[real] and variance.dtype is REALS[real]):
+            new += reference.adam_step(
+                [parameter], [gradient], [mean], [variance], [t], alpha, beta1, beta2, eps)
+            continue
+        p, g = read(parameter, real), read(gradient, real)
+        m = hold(mean, PyBUF_STRIDES | PyBUF_WRITABLE)
+        v = hold(variance, PyBUF_STRIDES | PyBUF_WRITABLE)
+        y = fresh(parameter.shape, REALS[real])
+        step, correction = rate / (1 - beta1**t), 1 - beta2**t
+        function = adam_table[real]
+        n = p.size()
+        with nogil:
+            function(pool, p.view.buf, g.view.buf, m.view.buf, v.view.buf, y.view.buf, n, step,
+                     correction, b1, b2, small)
+        new.append(y.array)
+    return new

@@ -1,0 +1,243 @@
+/* The pool behind pool.h. Included by _pool.pyx alone.
+ *
+ * Workers start with the first job that wants them. Between jobs a worker spins for a moment, since
+ * the next kernel is often microseconds away, and then sleeps. A job is open while its tasks last;
+ * a worker enters an open job by counting itself in, and the caller returns when the job is closed
+ * and everybody who entered has left, so a worker that wakes up late is not waited for.
+ *
+ * Before fork() the workers are stopped and joined; parent and child both begin afresh.
+ */
+#include "pool.h"
+
+#include <stdint.h>
+#include <stdlib.h>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#include <sched.h>
+#include <time.h>
+#define POOL_HAS_THREADS 1
+#else
+#define POOL_HAS_THREADS 0
+#endif
+
+#define SPIN_NANOSECONDS 50000
+#define STACK_BYTES (512 * 1024)
+
+static int pool_wanted = 1;
+
+static void pool_serial(pool_body body, void *context, ptrdiff_t n_tasks) {
+    for (ptrdiff_t task = 0; task < n_tasks; task++) body(context, task, 0);
+}
+
+#if POOL_HAS_THREADS
+
+static pthread_mutex_t pool_busy = PTHREAD_MUTEX_INITIALIZER;  /* held by who runs a job */
+static pthread_mutex_t pool_state = PTHREAD_MUTEX_INITIALIZER; /* guards sleeping and stopping */
+static pthread_cond_t pool_wake = PTHREAD_COND_INITIALIZER;
+
+static pthread_t pool_workers[POOL_MOST_THREADS];
+static int pool_started = 0;      /* workers that exist; changed only with pool_busy held */
+static int pool_stop = 0;         /* with pool_state held */
+static int pool_sleepers = 0;     /* with pool_state held */
+static int pool_spins = 1;        /* whether there are cores to spin on */
+static unsigned pool_generation;  /* number of the newest job */
+
+static struct {
+    pool_body body;
+    void *context;
+    ptrdiff_t n_tasks;
+    ptrdiff_t next;
+    int workers; /* who may take part */
+    int open;
+    int inside;
+} pool_job;
+
+static void pool_pause(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#else
+    __asm__ volatile("" ::: "memory");
+#endif
+}
+
+static int64_t pool_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static void pool_take_tasks(int worker) {
+    pool_body body = pool_job.body;
+    void *context = pool_job.context;
+    ptrdiff_t n_tasks = pool_job.n_tasks;
+    for (;;) {
+        ptrdiff_t task = __atomic_fetch_add(&pool_job.next, 1, __ATOMIC_RELAXED);
+        if (task >= n_tasks) return;
+        body(context, task, worker);
+    }
+}
+
+static void *pool_worker(void *argument) {
+    int worker = (int)(intptr_t)argument;
+    unsigned seen = 0;
+    for (;;) {
+        int spins = __atomic_load_n(&pool_spins, __ATOMIC_RELAXED);
+        int64_t until = spins ? pool_now() + SPIN_NANOSECONDS : 0;
+        unsigned generation = __atomic_load_n(&pool_generation, __ATOMIC_ACQUIRE);
+        while (spins && generation == seen && pool_now() < until) {
+            for (int i = 0; i < 32; i++) pool_pause();
+            generation = __atomic_load_n(&pool_generation, __ATOMIC_ACQUIRE);
+        }
+        if (generation == seen) {
+            pthread_mutex_lock(&pool_state);
+            pool_sleepers++;
+            while (!pool_stop &&
+                   (generation = __atomic_load_n(&pool_generation, __ATOMIC_SEQ_CST)) == seen)
+                pthread_cond_wait(&pool_wake, &pool_state);
+            pool_sleepers--;
+            int stop = pool_stop;
+            pthread_mutex_unlock(&pool_state);
+            if (stop) return NULL;
+        }
+        seen = generation;
+        __atomic_fetch_add(&pool_job.inside, 1, __ATOMIC_SEQ_CST);
+        if (__atomic_load_n(&pool_job.open, __ATOMIC_SEQ_CST) && worker <= pool_job.workers)
+            pool_take_tasks(worker);
+        __atomic_fetch_sub(&pool_job.inside, 1, __ATOMIC_SEQ_CST);
+    }
+}
+
+/* With pool_busy held: end all workers. */
+static void pool_join(void) {
+    pthread_mutex_lock(&pool_state);
+    pool_stop = 1;
+    pthread_cond_broadcast(&pool_wake);
+    pthread_mutex_unlock(&pool_state);
+    for (int i = 0; i < pool_started; i++) pthread_join(pool_workers[i], NULL);
+    pool_started = 0;
+    pool_stop = 0;
+}
+
+/* With pool_busy held: have `n` workers, or as many as the system grants. */
+static void pool_start(int n) {
+    pthread_attr_t attributes;
+    if (pool_started >= n) return;
+    if (pthread_attr_init(&attributes)) return;
+    pthread_attr_setstacksize(&attributes, STACK_BYTES);
+    while (pool_started < n) {
+        void *number = (void *)(intptr_t)(pool_started + 1);
+        if (pthread_create(&pool_workers[pool_started], &attributes, pool_worker, number)) break;
+        pool_started++;
+    }
+    pthread_attr_destroy(&attributes);
+}
+
+static void pool_before_fork(void) {
+    pthread_mutex_lock(&pool_busy);
+    pool_join();
+}
+
+static void pool_after_fork(void) { pthread_mutex_unlock(&pool_busy); }
+
+static void pool_run(pool_body body, void *context, ptrdiff_t n_tasks, int threads) {
+    int helpers = threads - 1;
+    if (helpers > n_tasks - 1) helpers = (int)(n_tasks - 1);
+    if (helpers < 1 || pthread_mutex_trylock(&pool_busy)) {
+        pool_serial(body, context, n_tasks);
+        return;
+    }
+    pool_start(helpers);
+    if (pool_started == 0) {
+        pthread_mutex_unlock(&pool_busy);
+        pool_serial(body, context, n_tasks);
+        return;
+    }
+    pool_job.body = body;
+    pool_job.context = context;
+    pool_job.n_tasks = n_tasks;
+    pool_job.workers = helpers;
+    __atomic_store_n(&pool_job.next, 0, __ATOMIC_RELAXED);
+    __atomic_store_n(&pool_job.open, 1, __ATOMIC_SEQ_CST);
+    __atomic_fetch_add(&pool_generation, 1, __ATOMIC_SEQ_CST);
+    pthread_mutex_lock(&pool_state);
+    if (pool_sleepers) pthread_cond_broadcast(&pool_wake);
+    pthread_mutex_unlock(&pool_state);
+    pool_take_tasks(0);
+    __atomic_store_n(&pool_job.open, 0, __ATOMIC_SEQ_CST);
+    for (int i = 0; __atomic_load_n(&pool_job.inside, __ATOMIC_SEQ_CST); i++) {
+        if (i < 2000) pool_pause();
+        else sched_yield();
+    }
+    pthread_mutex_unlock(&pool_busy);
+}
+
+/* Thread-local scratch memory, kept for the next call and freed when its thread ends. */
+static pthread_key_t pool_scratch_key;
+
+typedef struct {
+    size_t bytes;
+    void *memory;
+} pool_scratch_block;
+
+static void pool_free_scratch(void *block) {
+    if (block) free(((pool_scratch_block *)block)->memory);
+    free(block);
+}
+
+static void *pool_scratch(size_t bytes) {
+    pool_scratch_block *block = pthread_getspecific(pool_scratch_key);
+    if (!block) {
+        block = calloc(1, sizeof *block);
+        if (!block) return NULL;
+        if (pthread_setspecific(pool_scratch_key, block)) {
+            free(block);
+            return NULL;
+        }
+    }
+    if (block->bytes < bytes) {
+        free(block->memory);
+        block->memory = NULL;
+        block->bytes = 0;
+        if (posix_memalign(&block->memory, 64, bytes)) {
+            block->memory = NULL;
+            return NULL;
+        }
+        block->bytes = bytes;
+    }
+    return block->memory;
+}
+
+static int pool_init(void) {
+    if (pthread_key_create(&pool_scratch_key, pool_free_scratch)) return -1;
+    return pthread_atfork(pool_before_fork, pool_after_fork, pool_after_fork) ? -1 : 0;
+}
+
+static void pool_set_threads(int n, int cores) {
+    __atomic_store_n(&pool_wanted, n, __ATOMIC_RELAXED);
+    __atomic_store_n(&pool_spins, n <= cores, __ATOMIC_RELAXED);
+}
+
+#else
+
+static void pool_run(pool_body body, void *context, ptrdiff_t n_tasks, int threads) {
+    (void)threads;
+    pool_serial(body, context, n_tasks);
+}
+static void *pool_scratch(size_t bytes) {
+    static __thread void *memory = NULL;
+    static __thread size_t size = 0;
+    if (size < bytes) {
+        free(memory);
+        memory = malloc(bytes);
+        size = memory ? bytes : 0;
+    }
+    return memory;
+}
+static int pool_init(void) { return 0; }
+static void pool_set_threads(int n, int cores) { (void)n; (void)cores; }
+
+#endif
+
+static int pool_threads(void) { return __atomic_load_n(&pool_wanted, __ATOMIC_RELAXED); }
+static pool_api pool_table = {pool_run, pool_threads, pool_scratch};

@@ -1,0 +1,93 @@
+/* What one tier offers: the width of its vectors, and its table of register tiles.
+ *
+ * A kernel is written once, in a file ending in .inc, for a type REAL; kernels.h includes the
+ * bodies for float and for double. Vectors are GCC's (also Clang's): no intrinsics, so the compiler
+ * flags of the tier alone decide the instructions.
+ */
+#ifndef SMALLPEBBLE_VECTOR_H
+#define SMALLPEBBLE_VECTOR_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <math.h>
+
+#define INLINE static inline __attribute__((always_inline, unused))
+#define UNUSED __attribute__((unused))
+
+/* Register tiles: ROWS_V is the most rows whose accumulators, V vectors each, stay in registers
+ * together with V vectors of the right-hand side and one broadcast number. */
+#if defined(__AVX512F__)
+#define VECTOR_BYTES 64
+#define TILE_VECTORS 4
+#define ROWS_1 12
+#define ROWS_2 12
+#define ROWS_3 8
+#define ROWS_4 6
+#elif defined(__AVX2__)
+#define VECTOR_BYTES 32
+#define TILE_VECTORS 2
+#define ROWS_1 12
+#define ROWS_2 6
+#define ROWS_3 0
+#define ROWS_4 0
+#elif defined(__ARM_NEON)
+#define VECTOR_BYTES 16
+#define TILE_VECTORS 4
+#define ROWS_1 12
+#define ROWS_2 12
+#define ROWS_3 8
+#define ROWS_4 6
+#else
+#define VECTOR_BYTES 16
+#define TILE_VECTORS 2
+#define ROWS_1 12
+#define ROWS_2 5
+#define ROWS_3 0
+#define ROWS_4 0
+#endif
+
+static const int tile_rows[5] = {0, ROWS_1, ROWS_2, ROWS_3, ROWS_4};
+
+INLINE ptrdiff_t least(ptrdiff_t a, ptrdiff_t b) { return a < b ? a : b; }
+INLINE ptrdiff_t most(ptrdiff_t a, ptrdiff_t b) { return a > b ? a : b; }
+INLINE ptrdiff_t ceil_div(ptrdiff_t a, ptrdiff_t b) { return (a + b - 1) / b; }
+
+/* The i-th of n nearly equal parts of `total`: where it begins. */
+INLINE ptrdiff_t part(ptrdiff_t total, ptrdiff_t n, ptrdiff_t i) {
+    return total / n * i + least(i, total % n);
+}
+
+/* Geometry of windows over images, as checked by the caller (see shapes.Window). */
+typedef struct {
+    ptrdiff_t n, h, w, c, m, kh, kw, sy, sx, top, left, oh, ow;
+} geometry;
+
+/* A range of outputs o, all of which see the cells k of the window in [first, last). */
+typedef struct {
+    ptrdiff_t begin, end, first, last;
+} span;
+
+/* The cells that output o sees on an axis of `size` pixels. */
+INLINE void cells_of(ptrdiff_t o, ptrdiff_t size, ptrdiff_t kernel, ptrdiff_t stride,
+                     ptrdiff_t before, ptrdiff_t *first, ptrdiff_t *last) {
+    ptrdiff_t origin = o * stride - before;
+    *first = most(0, -origin);
+    *last = most(*first, least(kernel, size - origin));
+}
+
+/* The longest span of outputs from `begin`, before `end`, that all see the same cells. */
+INLINE span span_from(ptrdiff_t begin, ptrdiff_t end, ptrdiff_t size, ptrdiff_t kernel,
+                      ptrdiff_t stride, ptrdiff_t before) {
+    span s = {begin, begin + 1, 0, 0};
+    cells_of(begin, size, kernel, stride, before, &s.first, &s.last);
+    for (; s.end < end; s.end++) {
+        ptrdiff_t first, last;
+        cells_of(s.end, size, kernel, stride, before, &first, &last);
+        if (first != s.first || last != s.last) break;
+    }
+    return s;
+}
+
+#endif
