@@ -111,20 +111,24 @@ cdef Operand hold(object array, int flags):
     return operand
 
 
-cdef int real_of(object array, str kernel) except -2:
-    """0 for float32, 1 for float64 (of any byte order), OTHER for any other dtype."""
-    if not isinstance(array, ndarray):
-        raise TypeError(f"{kernel}: expected an ndarray, got {type(array).__name__}")
+cdef object plain(object array, str kernel):
+    """The array itself, seen without what a subclass may say about it, in native byte order."""
+    if type(array) is not ndarray:
+        if not isinstance(array, ndarray):
+            raise TypeError(f"{kernel}: expected an ndarray, got {type(array).__name__}")
+        array = np.asarray(array)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    return array
+
+
+cdef int real_of(object array) except -2:
+    """0 for float32, 1 for float64, OTHER for any other dtype."""
     dtype = array.dtype
-    if dtype is FLOAT32:
+    if dtype is FLOAT32 or dtype == FLOAT32:
         return 0
-    if dtype is FLOAT64:
+    if dtype is FLOAT64 or dtype == FLOAT64:
         return 1
-    if dtype.kind == "f":
-        if dtype.itemsize == 4:
-            return 0
-        if dtype.itemsize == 8:
-            return 1
     return OTHER
 
 
@@ -169,6 +173,13 @@ cdef Operand read(object array, int real):
 cdef Operand fresh(tuple shape, object dtype):
     """A new, uninitialised array."""
     return hold(_alloc.empty(shape, dtype), PyBUF_STRIDES | PyBUF_WRITABLE)
+
+
+cdef double number(object value, str what) except? -1:
+    try:
+        return value
+    except OverflowError:
+        raise ValueError(f"{what} is too large: {value!r}") from None
 
 
 cdef object finished(int status, Operand y, str kernel):
@@ -238,7 +249,9 @@ cdef object convolve(conv_function *table, str kernel, geometry *s, Operand a, O
 
 def conv2d(images, kernels, window):
     """Cross-correlation: (n, h, w, c) images, (kh, kw, c, m) kernels -> (n, oh, ow, m)."""
-    cdef int real = common(real_of(images, "conv2d"), real_of(kernels, "conv2d"))
+    images = plain(images, "conv2d")
+    kernels = plain(kernels, "conv2d")
+    cdef int real = common(real_of(images), real_of(kernels))
     cdef geometry s
     if real == OTHER:
         return reference.conv2d(images, kernels, window)
@@ -253,8 +266,10 @@ def conv2d(images, kernels, window):
 
 def conv2d_grad_images(g, kernels, window):
     """Adjoint of `conv2d` in the images: (n, oh, ow, m), (kh, kw, c, m) -> (n, h, w, c)."""
+    g = plain(g, "conv2d_grad_images")
+    kernels = plain(kernels, "conv2d_grad_images")
     cdef str name = "conv2d_grad_images"
-    cdef int real = common(real_of(g, name), real_of(kernels, name))
+    cdef int real = common(real_of(g), real_of(kernels))
     cdef geometry s
     if real == OTHER:
         return reference.conv2d_grad_images(g, kernels, window)
@@ -269,8 +284,10 @@ def conv2d_grad_images(g, kernels, window):
 
 def conv2d_grad_kernels(g, images, window):
     """Adjoint of `conv2d` in the kernels: (n, oh, ow, m), (n, h, w, c) -> (kh, kw, c, m)."""
+    g = plain(g, "conv2d_grad_kernels")
+    images = plain(images, "conv2d_grad_kernels")
     cdef str name = "conv2d_grad_kernels"
-    cdef int real = common(real_of(g, name), real_of(images, name))
+    cdef int real = common(real_of(g), real_of(images))
     cdef geometry s
     if real == OTHER:
         return reference.conv2d_grad_kernels(g, images, window)
@@ -298,7 +315,8 @@ cdef object over_windows(window_function *table, str kernel, geometry *s, Operan
 
 def maxpool2d(images, window):
     """Largest pixel under each window and its index in the window: two (n, oh, ow, c)."""
-    cdef int real = real_of(images, "maxpool2d")
+    images = plain(images, "maxpool2d")
+    cdef int real = real_of(images)
     cdef geometry s
     if real != OTHER:
         read_window(window, &s, "maxpool2d")
@@ -316,11 +334,11 @@ def maxpool2d(images, window):
 
 def maxpool2d_gather(images, indices, window):
     """The pixels at the `indices` of `maxpool2d`: (n, h, w, c) -> (n, oh, ow, c)."""
+    images = plain(images, "maxpool2d_gather")
+    indices = plain(indices, "maxpool2d_gather")
     cdef str name = "maxpool2d_gather"
-    cdef int real = real_of(images, name)
+    cdef int real = real_of(images)
     cdef geometry s
-    if not isinstance(indices, ndarray):
-        raise TypeError(f"{name}: expected an ndarray of indices, got {type(indices).__name__}")
     if real != OTHER:
         read_window(window, &s, name)
     if real == OTHER or s.kh * s.kw > 256 or indices.dtype is not UINT8:
@@ -336,11 +354,11 @@ def maxpool2d_gather(images, indices, window):
 
 def maxpool2d_scatter(g, indices, window):
     """Adjoint of `maxpool2d_gather`: each g added to the pixel it came from, -> (n, h, w, c)."""
+    g = plain(g, "maxpool2d_scatter")
+    indices = plain(indices, "maxpool2d_scatter")
     cdef str name = "maxpool2d_scatter"
-    cdef int real = real_of(g, name)
+    cdef int real = real_of(g)
     cdef geometry s
-    if not isinstance(indices, ndarray):
-        raise TypeError(f"{name}: expected an ndarray of indices, got {type(indices).__name__}")
     if real != OTHER:
         read_window(window, &s, name)
     if real == OTHER or s.kh * s.kw > 256 or indices.dtype is not UINT8:
@@ -356,7 +374,8 @@ def maxpool2d_scatter(g, indices, window):
 
 def avgpool2d(images, window):
     """Mean of the pixels under each window; padding does not count: -> (n, oh, ow, c)."""
-    cdef int real = real_of(images, "avgpool2d")
+    images = plain(images, "avgpool2d")
+    cdef int real = real_of(images)
     cdef geometry s
     if real == OTHER:
         return reference.avgpool2d(images, window)
@@ -371,8 +390,9 @@ def avgpool2d(images, window):
 
 def avgpool2d_grad_images(g, window):
     """Adjoint of `avgpool2d`: each g spread evenly over its window: -> (n, h, w, c)."""
+    g = plain(g, "avgpool2d_grad_images")
     cdef str name = "avgpool2d_grad_images"
-    cdef int real = real_of(g, name)
+    cdef int real = real_of(g)
     cdef geometry s
     if real == OTHER:
         return reference.avgpool2d_grad_images(g, window)
@@ -387,7 +407,8 @@ def avgpool2d_grad_images(g, window):
 
 def patches(images, window):
     """im2col: the pixels under every window, zero where padded: -> (n, oh, ow, kh, kw, c)."""
-    cdef int real = real_of(images, "patches")
+    images = plain(images, "patches")
+    cdef int real = real_of(images)
     cdef geometry s
     if real == OTHER:
         return reference.patches(images, window)
@@ -402,7 +423,8 @@ def patches(images, window):
 
 def patches_sum(patches, window):
     """col2im, the adjoint of `patches`: (n, oh, ow, kh, kw, c) summed into (n, h, w, c)."""
-    cdef int real = real_of(patches, "patches_sum")
+    patches = plain(patches, "patches_sum")
+    cdef int real = real_of(patches)
     cdef geometry s
     if real == OTHER:
         return reference.patches_sum(patches, window)
@@ -465,7 +487,8 @@ cdef bint broadcasts(tuple small, tuple large):
 
 def sum_to(a, shape):
     """Sum `a` down to `shape`, which must broadcast to `a.shape`."""
-    cdef int real = real_of(a, "sum_to")
+    a = plain(a, "sum_to")
+    cdef int real = real_of(a)
     cdef Py_ssize_t groups[4]
     cdef int status = 0
     shape = as_shape(shape, "sum_to")
@@ -482,7 +505,8 @@ def sum_to(a, shape):
 
 def broadcast_to(a, shape):
     """`a` repeated to `shape`, as a new array."""
-    cdef int real = real_of(a, "broadcast_to")
+    a = plain(a, "broadcast_to")
+    cdef int real = real_of(a)
     cdef Py_ssize_t groups[4]
     cdef int status = 0
     shape = as_shape(shape, "broadcast_to")
@@ -515,16 +539,23 @@ cdef Operand read_matrix(object array, int real):
 
 def matmul(a, b):
     """Matrix product as `numpy.matmul`, batches broadcast: (..., i, k) @ (..., k, j)."""
-    cdef int real = common(real_of(a, "matmul"), real_of(b, "matmul"))
+    a = plain(a, "matmul")
+    b = plain(b, "matmul")
+    cdef int real = common(real_of(a), real_of(b))
     cdef Py_ssize_t m, n, k, i, d, count, index, size, item
     cdef int status = 0, batch_dims
     cdef const char *pa
     cdef const char *pb
     cdef char *pc
-    if real == OTHER or a.ndim < 2 or b.ndim < 2:
-        if not a.ndim or not b.ndim:
-            raise ValueError(f"matmul: scalars have no product: {a.shape} and {b.shape}")
+    if not a.ndim or not b.ndim:
+        raise ValueError(f"matmul: scalars have no product: {a.shape} and {b.shape}")
+    if real == OTHER:
         return reference.matmul(a, b)
+    cdef bint is_row = a.ndim == 1, is_column = b.ndim == 1
+    if is_row:
+        a = a.reshape(1, -1)
+    if is_column:
+        b = b.reshape(-1, 1)
     if a.shape[-1] != b.shape[-2]:
         raise ValueError(f"matmul: shapes {a.shape} and {b.shape} do not fit: (i, k) @ (k, j)")
     cdef Operand x = read_matrix(a, real), y = read_matrix(b, real)
@@ -536,7 +567,8 @@ def matmul(a, b):
     if va.ndim > 2 or vb.ndim > 2:
         batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     batch_dims = len(batch)
-    cdef Operand z = fresh((*batch, m, n), REALS[real])
+    cdef tuple shape = batch + (() if is_row else (m,)) + (() if is_column else (n,))
+    cdef Operand z = fresh(shape, REALS[real])
     cdef matmul_function function = matmul_table[real]
     count = 1
     for i in range(batch_dims):
@@ -564,44 +596,53 @@ def matmul(a, b):
 # ----------------------------------------------------------------------- activations and losses
 
 
-def leaky_relu(a, double alpha=0.02):
+def leaky_relu(a, alpha=0.02):
     """`a` where a > 0, else alpha * a."""
-    cdef int real = real_of(a, "leaky_relu")
+    a = plain(a, "leaky_relu")
+    cdef int real = real_of(a)
     if real == OTHER:
         return reference.leaky_relu(a, alpha)
     cdef Operand x = read(a, real), y = fresh(a.shape, REALS[real])
     cdef leaky_function function = leaky_relu_table[real]
+    cdef double slope = number(alpha, "leaky_relu: alpha")
     cdef Py_ssize_t n = x.size()
     with nogil:
-        function(pool, NULL, x.view.buf, y.view.buf, n, alpha)
+        function(pool, NULL, x.view.buf, y.view.buf, n, slope)
     return y.array
 
 
-def leaky_relu_grad_a(g, a, double alpha=0.02):
+def leaky_relu_grad_a(g, a, alpha=0.02):
     """Adjoint of `leaky_relu` at `a`: g where a > 0, else alpha * g."""
+    g = plain(g, "leaky_relu_grad_a")
+    a = plain(a, "leaky_relu_grad_a")
     cdef str name = "leaky_relu_grad_a"
-    cdef int real = common(real_of(g, name), real_of(a, name))
+    cdef int real = common(real_of(g), real_of(a))
     if g.shape != a.shape:
         raise ValueError(f"{name}: shapes {g.shape} and {a.shape} differ")
     if real == OTHER or g.dtype != a.dtype:
         return reference.leaky_relu_grad_a(g, a, alpha)
     cdef Operand x = read(a, real), d = read(g, real), y = fresh(a.shape, REALS[real])
     cdef leaky_function function = leaky_relu_grad_a_table[real]
+    cdef double slope = number(alpha, "leaky_relu_grad_a: alpha")
     cdef Py_ssize_t n = x.size()
     with nogil:
-        function(pool, d.view.buf, x.view.buf, y.view.buf, n, alpha)
+        function(pool, d.view.buf, x.view.buf, y.view.buf, n, slope)
     return y.array
 
 
 cdef object along_axis(row_function *table, object fallback, str kernel, object a, object axis):
     """Run a kernel of rows along one axis, which is moved last for it."""
-    cdef int real = real_of(a, kernel)
+    a = plain(a, kernel)
+    cdef int real = real_of(a)
+    cdef Py_ssize_t ndim = a.ndim, at, classes, rows
+    if not isinstance(axis, (int, np.integer)):
+        raise TypeError(f"{kernel}: axis must be an integer, got {axis!r}")
+    if not -ndim <= axis < ndim:
+        raise ValueError(f"{kernel}: axis {axis} is out of range for {ndim} dimension(s)")
     if real == OTHER:
         return fallback(a, axis)
-    cdef Py_ssize_t ndim = a.ndim, at = axis, classes, rows
-    if not -ndim <= at < ndim:
-        raise ValueError(f"{kernel}: axis {axis} is out of range for {ndim} dimension(s)")
-    at %= ndim
+    at = axis
+    at += ndim if at < 0 else 0
     if a.shape[at] == 0:
         raise ValueError(f"{kernel}: nothing along axis {axis} of shape {a.shape}")
     moved = a if at == ndim - 1 else np.moveaxis(a, at, -1)
@@ -628,8 +669,6 @@ def log_softmax(a, axis=-1):
 cdef Operand read_labels(object logits, object labels, str kernel):
     """Labels as machine integers, each checked against the number of classes."""
     cdef Py_ssize_t i, classes
-    if not isinstance(labels, ndarray):
-        raise TypeError(f"{kernel}: expected an ndarray of labels, got {type(labels).__name__}")
     if labels.dtype.kind not in "iu":
         raise TypeError(f"{kernel}: labels must be integers, got {labels.dtype}")
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
@@ -648,8 +687,10 @@ cdef Operand read_labels(object logits, object labels, str kernel):
 
 def softmax_cross_entropy(logits, labels):
     """-log(softmax(logits))[i, labels[i]]: (n, classes) logits, (n,) integers -> (n,) losses."""
+    logits = plain(logits, "softmax_cross_entropy")
+    labels = plain(labels, "softmax_cross_entropy")
     cdef str name = "softmax_cross_entropy"
-    cdef int real = real_of(logits, name)
+    cdef int real = real_of(logits)
     cdef Operand index = read_labels(logits, labels, name)
     if real == OTHER:
         return reference.softmax_cross_entropy(logits, labels)
@@ -664,8 +705,11 @@ def softmax_cross_entropy(logits, labels):
 
 def softmax_cross_entropy_grad_logits(g, logits, labels):
     """Adjoint of `softmax_cross_entropy`: g (n,) times softmax(logits) - onehot(labels)."""
+    g = plain(g, "softmax_cross_entropy_grad_logits")
+    logits = plain(logits, "softmax_cross_entropy_grad_logits")
+    labels = plain(labels, "softmax_cross_entropy_grad_logits")
     cdef str name = "softmax_cross_entropy_grad_logits"
-    cdef int real = common(real_of(g, name), real_of(logits, name))
+    cdef int real = common(real_of(g), real_of(logits))
     cdef Operand index = read_labels(logits, labels, name)
     if g.shape != labels.shape:
         raise ValueError(f"{name}: g has shape {g.shape}, labels {labels.shape}")
@@ -702,9 +746,12 @@ cdef Operand read_indices(object indices, Py_ssize_t rows, str kernel):
 
 def add_at(a, indices, b):
     """A copy of `a` with `b` added at a[indices], repeated indices adding up (`numpy.add.at`)."""
-    cdef int real = real_of(a, "add_at")
+    a = plain(a, "add_at")
+    cdef int real = real_of(a)
     cdef Py_ssize_t n, width, nbytes
-    if (real == OTHER or not isinstance(b, ndarray) or not isinstance(indices, ndarray)
+    if isinstance(b, ndarray):
+        b = plain(b, "add_at")
+    if (real == OTHER or type(b) is not ndarray or type(indices) is not ndarray
             or indices.dtype.kind not in "iu" or a.ndim < 1 or b.dtype != a.dtype
             or b.shape != indices.shape + a.shape[1:]):
         return reference.add_at(a, indices, b)
@@ -722,21 +769,22 @@ def add_at(a, indices, b):
 
 def take(a, indices):
     """Rows ``a[indices]`` for a 1-D array of integers: (rows, ...), (n,) -> (n, ...)."""
+    a = plain(a, "take")
+    indices = plain(indices, "take")
     cdef Py_ssize_t nbytes, n
     cdef Operand x
-    for array in (a, indices):
-        if not isinstance(array, ndarray):
-            raise TypeError(f"take: expected an ndarray, got {type(array).__name__}")
     if (indices.ndim != 1 or indices.dtype.kind not in "iu" or a.ndim < 1
             or a.dtype.hasobject or a.dtype.kind not in "fiubc"):
         return reference.take(a, indices)
     cdef Operand index = read_indices(indices, a.shape[0], "take")
     if not a.flags.c_contiguous:
-        return reference.take(a, indices)
+        return np.ascontiguousarray(reference.take(a, indices))
     x = hold(a, PyBUF_STRIDES)
     n = index.view.shape[0]
     cdef Operand y = fresh((n, *a.shape[1:]), a.dtype)
-    nbytes = a.strides[0] if a.size else 0
+    nbytes = x.view.itemsize
+    for size in a.shape[1:]:
+        nbytes *= size
     with nogil:
         take_rows(pool, x.view.buf, <const Py_ssize_t *>index.view.buf, n, nbytes, y.view.buf)
     return y.array
@@ -747,47 +795,38 @@ def adam_step(parameters, gradients, means, variances, steps, alpha, beta1, beta
 
     Returns the list of new parameters; `means` and `variances` are updated in place.
     """
-    cdef double step, correction, b1 = beta1, b2 = beta2, rate = alpha, small = eps
+    cdef double step, correction
+    cdef double b1 = number(beta1, "adam_step: beta1"), b2 = number(beta2, "adam_step: beta2")
+    cdef double rate = number(alpha, "adam_step: alpha"), small = number(eps, "adam_step: eps")
     cdef int real
     cdef Py_ssize_t n
     cdef Operand p, g, m, v, y
     cdef adam_function function
-    cdef list work = [], new = []
-    lists = (parameters, gradients, means, variances, steps)
-    if len({len(one) for one in lists}) != 1:
-        raise ValueError(f"adam_step: lists of different lengths: {[len(one) for one in lists]}")
-    for arrays in zip(parameters, gradients, means, variances):
-        real = real_of(arrays[0], "adam_step")
-        for array in arrays[1:]:
-            real_of(array, "adam_step")
-            if array.shape != arrays[0].shape or array.dtype != arrays[0].dtype:
-                raise ValueError(
-                    "adam_step: parameter, gradient and moments must have one shape and dtype, "
-                    f"got {[(x.shape, str(x.dtype)) for x in arrays]}"
-                )
-        if not (arrays[2].flags.writeable and arrays[3].flags.writeable):
-            raise ValueError("adam_step: the moments must be writeable: they are updated in place")
-        work.append((real, arrays))
-    for t in steps:
-        if int(t) != t or t < 1:
-            raise ValueError(f"adam_step: steps count from 1, got {t!r}")
-    for (real, (parameter, gradient, mean, variance)), t in zip(work, steps):
+    cdef list new = []
+    reference._check_adam_step(parameters, gradients, means, variances, steps)
+    for parameter, gradient, mean, variance, t in zip(
+            parameters, gradients, means, variances, steps):
+        parameter, gradient = plain(parameter, "adam_step"), plain(gradient, "adam_step")
+        moments = plain(mean, "adam_step"), plain(variance, "adam_step")
+        real = real_of(parameter)
         if real == OTHER or not (
-                mean.flags.c_contiguous and variance.flags.c_contiguous
-                and mean.flags.aligned and variance.flags.aligned
-                and mean.dtype is REALS[real] and variance.dtype is REALS[real]):
+                real_of(gradient) == real_of(moments[0]) == real_of(moments[1]) == real):
             new += reference.adam_step(
                 [parameter], [gradient], [mean], [variance], [t], alpha, beta1, beta2, eps)
             continue
+        moments = [np.require(moment, REALS[real], "CAW") for moment in moments]
         p, g = read(parameter, real), read(gradient, real)
-        m = hold(mean, PyBUF_STRIDES | PyBUF_WRITABLE)
-        v = hold(variance, PyBUF_STRIDES | PyBUF_WRITABLE)
+        m = hold(moments[0], PyBUF_STRIDES | PyBUF_WRITABLE)
+        v = hold(moments[1], PyBUF_STRIDES | PyBUF_WRITABLE)
         y = fresh(parameter.shape, REALS[real])
-        step, correction = rate / (1 - beta1**t), 1 - beta2**t
+        step, correction = rate / (1 - b1**<double>t), 1 - b2**<double>t
         function = adam_table[real]
         n = p.size()
         with nogil:
             function(pool, p.view.buf, g.view.buf, m.view.buf, v.view.buf, y.view.buf, n, step,
                      correction, b1, b2, small)
+        for moment, own in zip((mean, variance), moments):
+            if moment is not own:
+                moment[...] = own
         new.append(y.array)
     return new

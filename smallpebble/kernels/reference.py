@@ -202,7 +202,8 @@ def sum_to(a, shape):
     if added < 0 or any(s not in (1, size) for s, size in zip(own, a.shape)):
         raise ValueError(f"sum_to: shape {shape} does not broadcast to {a.shape}")
     axes = tuple(i for i, (s, size) in enumerate(zip(own, a.shape)) if s == 1 and size != 1)
-    return np.sum(a, axis=axes, keepdims=True, dtype=a.dtype).reshape(shape)
+    dtype = a.dtype.newbyteorder("=")
+    return np.sum(a, axis=axes, keepdims=True, dtype=dtype).reshape(shape)
 
 
 def broadcast_to(a, shape):
@@ -212,7 +213,7 @@ def broadcast_to(a, shape):
 
 def matmul(a, b):
     """Matrix product as `numpy.matmul`, batches broadcast: (..., i, k) @ (..., k, j)."""
-    return np.matmul(a, b)
+    return np.asarray(np.matmul(a, b))
 
 
 # ------------------------------------------------------------------------ activations and losses
@@ -229,14 +230,21 @@ def leaky_relu_grad_a(g, a, alpha=0.02):
     return np.where(a > 0, g, g * g.dtype.type(alpha))
 
 
+def _need_axis(a, axis, name):
+    if not -a.ndim <= axis < a.ndim or not a.shape[axis]:
+        raise ValueError(f"{name}: there is nothing along axis {axis} of shape {a.shape}")
+
+
 def softmax(a, axis=-1):
     """exp(a) / sum(exp(a)) along one `axis`, shifted by each row's own maximum."""
+    _need_axis(a, axis, "softmax")
     e = np.exp(a - np.max(a, axis=axis, keepdims=True))
     return e / np.sum(e, axis=axis, keepdims=True)
 
 
 def log_softmax(a, axis=-1):
     """log(softmax(a)) along one `axis`, without taking the log of an underflowed number."""
+    _need_axis(a, axis, "log_softmax")
     shifted = a - np.max(a, axis=axis, keepdims=True)
     return shifted - np.log(np.sum(np.exp(shifted), axis=axis, keepdims=True))
 
@@ -277,9 +285,17 @@ def add_at(a, indices, b):
     The compiled kernel takes one integer array that indexes the first axis; everything else that
     NumPy accepts as an index comes here.
     """
+    _check_unsigned(a, indices, "add_at")
     y = a.copy()
     np.add.at(y, indices, b)
     return y
+
+
+def _check_unsigned(a, indices, name):
+    """NumPy takes an index of 2**64 - 1 for -1; here it is out of range."""
+    if isinstance(indices, np.ndarray) and indices.dtype.kind == "u" and indices.size:
+        if not a.ndim or indices.max() >= len(a):
+            raise IndexError(f"{name}: index {indices.max()} is out of range for {a.shape}")
 
 
 def take(a, indices):
@@ -289,7 +305,25 @@ def take(a, indices):
             f"take: needs rows and a 1-D integer array, got {a.shape} and "
             f"{indices.dtype}{indices.shape}"
         )
+    _check_unsigned(a, indices, "take")
     return a[indices]
+
+
+def _check_adam_step(parameters, gradients, means, variances, steps):
+    """Refuse what `adam_step` cannot do, before it has changed anything."""
+    lists = (parameters, gradients, means, variances, steps)
+    if len({len(one) for one in lists}) != 1:
+        raise ValueError(f"adam_step: lists of different lengths: {[len(one) for one in lists]}")
+    for arrays in zip(*lists[:4]):
+        if not all(isinstance(a, np.ndarray) and a.dtype.kind == "f" for a in arrays):
+            raise TypeError(f"adam_step: expected floating ndarrays, got {arrays!r}")
+        if len({a.shape for a in arrays}) != 1:
+            raise ValueError(f"adam_step: shapes differ: {[a.shape for a in arrays]}")
+        if not (arrays[2].flags.writeable and arrays[3].flags.writeable):
+            raise ValueError("adam_step: the running moments are updated in place: not writeable")
+    for t in steps:
+        if not isinstance(t, (int, np.integer)) or not 1 <= t < 2**63:
+            raise ValueError(f"adam_step: steps are integers from 1, got {t!r}")
 
 
 def adam_step(parameters, gradients, means, variances, steps, alpha, beta1, beta2, eps):
@@ -298,6 +332,7 @@ def adam_step(parameters, gradients, means, variances, steps, alpha, beta1, beta
     `steps[i]` counts from 1. Returns the list of new parameters; `means` and `variances` (the
     running moments m and v) are the optimiser's own and are **updated in place**.
     """
+    _check_adam_step(parameters, gradients, means, variances, steps)
     new = []
     for p, g, m, v, t in zip(parameters, gradients, means, variances, steps):
         m *= beta1

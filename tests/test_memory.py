@@ -1,0 +1,344 @@
+"""Never a byte out of bounds, no byte left unwritten, the same bits whatever the threads do.
+
+Arrays lie flush against pages that must not be touched, in a forked child: a read or a write past
+either end of any argument or result kills the child, and the test says at which case.
+"""
+
+import ctypes
+import mmap
+import os
+import sys
+import threading
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from conftest import in_child, rng_for
+from test_kernels import arrays_for, arrays_in, attempt_directly, liars, put, random_window
+
+from smallpebble.kernels import _alloc
+from smallpebble.kernels.catalogue import KERNELS, NAMES, flat, same_bits
+from smallpebble.shapes import Window
+
+needs_guards = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and mprotect")
+every_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=NAMES)
+both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+both_ends = pytest.mark.parametrize("at_end", [True, False], ids=["end", "start"])
+PAGE = mmap.PAGESIZE
+
+
+def _forbid(address):
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(PAGE), 0):
+        raise OSError(ctypes.get_errno(), "mprotect")
+
+
+def guarded_empty(shape, dtype=float, at_end=True):
+    """Like `numpy.empty`; a guard page follows its last byte or precedes its first. Full of NaN."""
+    dtype = np.dtype(dtype)
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    count = int(np.prod(shape, dtype=object))
+    pages = max(1, -(-count * dtype.itemsize // PAGE))
+    room = mmap.mmap(-1, (pages + 2) * PAGE)
+    room[PAGE : (pages + 1) * PAGE] = b"\xff" * (pages * PAGE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(room))
+    _forbid(start)
+    _forbid(start + (pages + 1) * PAGE)
+    first = PAGE + (pages * PAGE - count * dtype.itemsize if at_end else 0)
+    return np.ndarray(shape, dtype, room, first)
+
+
+def guarded(args, at_end):
+    """All arrays among `args`, each in a room of its own."""
+    for path, array in arrays_in(args):
+        copy = guarded_empty(array.shape, array.dtype, at_end)
+        copy[...] = array
+        args = put(args, path, copy)
+    return args
+
+
+@contextmanager
+def results_from(empty):
+    """Kernels take the memory of their results from `empty`."""
+    usual, _alloc.empty = _alloc.empty, empty
+    try:
+        yield
+    finally:
+        _alloc.empty = usual
+
+
+def guarded_results(at_end):
+    return results_from(lambda *args: guarded_empty(*args, at_end=at_end))
+
+
+def poisoned_empty(shape, dtype=float):
+    """Like `numpy.empty`, every byte 255: NaN, unless it is written."""
+    array = np.empty(shape, dtype)
+    array.reshape(-1).view(np.uint8)[...] = 255
+    return array
+
+
+@needs_guards
+@both_ends
+def test_the_guards_bite(at_end):
+    """One byte too far, planted here, is a failure; the last byte is not."""
+
+    def touch(at, beyond):
+        at("beyond by", beyond)
+        array = guarded_empty((3, 5), np.float32, at_end)
+        assert np.isnan(array).all()
+        address = array.ctypes.data + (array.nbytes - 1 + beyond if at_end else -beyond)
+        ctypes.string_at(address, 1)
+
+    in_child(lambda at: touch(at, 0))
+    with pytest.raises(pytest.fail.Exception, match=r"killed by SIG(SEGV|BUS) at: beyond by 1"):
+        in_child(lambda at: touch(at, 1))
+
+
+def test_a_hang_is_a_failure():
+    with pytest.raises(pytest.fail.Exception, match="killed by SIGALRM at: the loop"):
+        in_child(lambda at: (at("the loop"), threading.Event().wait()), seconds=1)
+
+
+@needs_guards
+@every_kernel
+@both_dtypes
+def test_guard_pages(compiled, kernel, dtype):
+    """Every case, all operands and results at once, at both ends of a page; bits as elsewhere."""
+    function = getattr(compiled, kernel.name)
+
+    def sweep(at):
+        for label, make in kernel.cases:
+            args = make(rng_for(label), dtype)
+            want = kernel.run(function, args)
+            for at_end in (True, False):
+                at(kernel.name, np.dtype(dtype), label, "end" if at_end else "start")
+                tried = guarded(args, at_end)
+                before = [array.tobytes() for _, array in arrays_in(args)]
+                with guarded_results(at_end):
+                    returned = function(*tried)
+                got = flat([returned, *(tried[i] for i in kernel.writes)])
+                assert all(same_bits(a, b) for a, b in zip(got, want, strict=True))
+                after = [
+                    (path, array.tobytes())
+                    for path, array in arrays_in(tried)
+                    if path[0] not in kernel.writes
+                ]
+                paths = [path for path, _ in arrays_in(args)]
+                assert all(before[paths.index(path)] == data for path, data in after)
+
+    in_child(sweep, seconds=100)
+
+
+@needs_guards
+@every_kernel
+def test_guard_pages_with_forged_windows(compiled, kernel):
+    """Where nothing fits, nothing may be touched either."""
+    if not isinstance(kernel.cases[0][1](rng_for(0), np.float32)[-1], Window):
+        pytest.skip("has no window")
+    function = getattr(compiled, kernel.name)
+
+    def sweep(at):
+        rng = rng_for("guarded", kernel.name)
+        for i in range(400):
+            forged = random_window(rng)
+            arrays = arrays_for(kernel, forged, rng)
+            at_end = bool(i % 2)
+            at(kernel.name, forged, [a.shape for a in arrays], "end" if at_end else "start")
+            with guarded_results(at_end):
+                attempt_directly(function, (*guarded(arrays, at_end), Window._make(forged)))
+
+    in_child(sweep, memory=2**31)
+
+
+@needs_guards
+@every_kernel
+@both_ends
+def test_guard_pages_with_arrays_that_lie(compiled, kernel, at_end):
+    """What an array says of itself in Python is not what its buffer holds."""
+    function = getattr(compiled, kernel.name)
+
+    def sweep(at):
+        for i, dtype in enumerate((np.float32, np.float64)):
+            label, make = kernel.cases[i]
+            args = guarded(make(rng_for(label), dtype), at_end)
+            for path, array in arrays_in(args):
+                for claim, liar in liars(array):
+                    at(kernel.name, np.dtype(dtype), label, path, claim)
+                    with guarded_results(at_end):
+                        attempt_directly(function, put(args, path, array.view(type(liar))))
+
+    in_child(sweep, memory=2**31)
+
+
+@needs_guards
+@every_kernel
+def test_guard_pages_with_strides(compiled, kernel):
+    """Views whose first or last element lies at the edge: copied without a step too far."""
+    function = getattr(compiled, kernel.name)
+
+    def strided(array, axis, at_end, backwards):
+        shape = list(array.shape)
+        shape[axis] *= 2
+        room = guarded_empty(shape, array.dtype, at_end)
+        pick = [slice(None)] * array.ndim
+        pick[axis] = slice(1, None, 2) if at_end else slice(None, None, 2)
+        view = room[tuple(pick)]
+        if backwards:
+            pick[axis] = slice(None, None, -1)
+            view = view[tuple(pick)]
+        view[...] = array
+        return view
+
+    def sweep(at):
+        for i, (label, make) in enumerate(kernel.cases):
+            dtype = (np.float32, np.float64)[i % 2]
+            args = make(rng_for(label), dtype)
+            want = kernel.run(function, args)
+            for axis in range(min(4, max((a.ndim for _, a in arrays_in(args)), default=0))):
+                for at_end in (True, False):
+                    backwards = bool((i + axis) % 3 == 0)
+                    at(kernel.name, np.dtype(dtype), label, axis, at_end, backwards)
+                    tried = args
+                    for path, array in arrays_in(args):
+                        if array.ndim > axis:
+                            tried = put(tried, path, strided(array, axis, at_end, backwards))
+                    with guarded_results(at_end):
+                        got = kernel.run(function, tried)
+                    assert all(same_bits(a, b) for a, b in zip(got, want, strict=True))
+
+    in_child(sweep, seconds=100)
+
+
+@every_kernel
+@both_dtypes
+def test_every_byte_of_a_result_is_written(compiled, kernel, dtype):
+    """Memory that a kernel gets is full of NaN; none of it is left, and none was needed zero."""
+    function = getattr(compiled, kernel.name)
+    asked = []
+
+    def counted(shape, dtype=float):
+        asked.append(shape)
+        return poisoned_empty(shape, dtype)
+
+    for label, make in kernel.cases:
+        args = make(rng_for(label), dtype)
+        want = kernel.run(function, args)
+        with results_from(counted):
+            got = kernel.run(function, args)
+        assert all(same_bits(a, b) for a, b in zip(got, want, strict=True)), label
+    assert asked, f"{kernel.name} does not take its memory from _alloc.empty"
+
+
+@every_kernel
+def test_a_failed_allocation_is_a_memory_error(compiled, kernel):
+    def fail(shape, dtype=float):
+        raise MemoryError("planted")
+
+    args = kernel.cases[0][1](rng_for(0), np.float32)
+    before = [array.tobytes() for _, array in arrays_in(args)]
+    with results_from(fail), pytest.raises(MemoryError, match="planted"):
+        getattr(compiled, kernel.name)(*args)
+    assert [array.tobytes() for _, array in arrays_in(args)] == before
+
+
+@every_kernel
+def test_no_reference_is_lost_or_kept(compiled, kernel):
+    """Arguments are let go of, after a result and after an error."""
+    function = getattr(compiled, kernel.name)
+    args = kernel.cases[0][1](rng_for(0), np.float32)
+    arrays = [array for _, array in arrays_in(args)]
+    wrong = (np.ones((2, 2, 2, 2, 2, 2, 2), np.float32), *args[1:])
+    kernel.run(function, args)
+    before = [sys.getrefcount(a) for a in arrays]
+    for _ in range(5):
+        kernel.run(function, args)
+        attempt_directly(function, wrong)
+    assert [sys.getrefcount(a) for a in arrays] == before
+
+
+# ------------------------------------------------------------------------------ threads
+
+
+@pytest.fixture
+def set_num_threads():
+    pool = pytest.importorskip("smallpebble.kernels._pool")
+    before = pool.get_num_threads()
+    cores = os.cpu_count() or 1
+    yield lambda count: pool.set_num_threads(count, cores)
+    pool.set_num_threads(before, cores)
+
+
+def shared_work(kernel, dtype):
+    """Sizes that are worth sharing among threads: those of the benchmarks, with fewer images."""
+    for spec in kernel.timed:
+        spec = (24, *spec[1:]) if spec[0] == 128 else spec
+        yield spec, kernel.make(spec, rng_for(*spec), dtype)
+
+
+@every_kernel
+def test_same_bits_for_any_number_of_threads(compiled, kernel, set_num_threads):
+    """Also for any run, and for any place in memory."""
+    function = getattr(compiled, kernel.name)
+    for dtype in (np.float32, np.float64):
+        for label, args in shared_work(kernel, dtype):
+            set_num_threads(1)
+            want = kernel.run(function, args)
+            for count in (2, 3, 5):
+                set_num_threads(count)
+                got = kernel.run(function, args)
+                assert all(same_bits(a, b) for a, b in zip(got, want, strict=True)), label
+            moved = args
+            for path, array in arrays_in(args):
+                room = np.empty(array.nbytes + 64, np.uint8)
+                first = (array.itemsize * 3 - room.ctypes.data) % 64
+                copy = room[first : first + array.nbytes].view(array.dtype).reshape(array.shape)
+                copy[...] = array
+                moved = put(moved, path, copy)
+            got = kernel.run(function, moved)
+            assert all(same_bits(a, b) for a, b in zip(got, want, strict=True)), label
+
+
+@every_kernel
+def test_callers_on_many_threads(compiled, kernel, set_num_threads):
+    """Four Python threads, one pool: everybody gets the right bits."""
+    set_num_threads(3)
+    function = getattr(compiled, kernel.name)
+    picked = [make(rng_for(label), np.float32) for label, make in kernel.cases[:12]]
+    picked.append(next(shared_work(kernel, np.float32))[1])
+    want = [kernel.run(function, args) for args in picked]
+    barrier, wrong = threading.Barrier(4), []
+
+    def work():
+        barrier.wait()
+        for args, right in zip(picked, want, strict=True):
+            got = kernel.run(function, args)
+            if not all(same_bits(a, b) for a, b in zip(got, right, strict=True)):
+                wrong.append([np.shape(a) for a in args])
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not wrong
+    assert not any(thread.is_alive() for thread in threads)
+
+
+@needs_guards
+def test_child_after_fork_computes_on(compiled, set_num_threads):
+    """The pool is running when the process forks; child and parent both go on, with threads."""
+    set_num_threads(2)
+    kernel = KERNELS["conv2d"]
+    _, make, _ = kernel.bench[0]
+    args = make(rng_for("fork"), np.float32)
+    want = compiled.conv2d(*args)
+
+    def go_on(at):
+        for i in range(3):
+            at("call", i, "in the child")
+            assert same_bits(compiled.conv2d(*args), want)
+
+    for _ in range(3):
+        in_child(go_on, seconds=30)
+        assert same_bits(compiled.conv2d(*args), want)
