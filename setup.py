@@ -6,6 +6,7 @@ SMALLPEBBLE_REQUIRE_NATIVE=1  a failing compiler is an error (without it, the sa
 SMALLPEBBLE_CFLAGS            more compiler flags, at the end of the line
 """
 
+import copy
 import os
 import platform
 import shlex
@@ -45,26 +46,6 @@ def modules():
     ]
 
 
-def give_up(error):
-    """Go on without compiled kernels, unless they are required."""
-    if os.environ.get("SMALLPEBBLE_REQUIRE_NATIVE"):
-        raise error
-    print(f"SmallPebble: no compiled kernels, plain NumPy instead ({error})", file=sys.stderr)
-
-
-def translated():
-    """The extension modules, their Cython translated to C; none where that is not possible."""
-    if os.environ.get("SMALLPEBBLE_PURE") or sys.platform == "win32":
-        return []
-    try:
-        from Cython.Build import cythonize
-
-        return cythonize(modules(), quiet=True)
-    except Exception as error:
-        give_up(error)
-        return []
-
-
 class build_kernels(build_ext):
     """build_ext that, where nothing can be compiled, leaves a pure Python package behind."""
 
@@ -73,11 +54,20 @@ class build_kernels(build_ext):
         if self.parallel is None:
             self.parallel = os.cpu_count()
 
+    def build_extensions(self):
+        from Cython.Build import cythonize
+
+        for extension in self.extensions:  # one after the other; the compilers then run together
+            extension.sources = cythonize(copy.copy(extension), quiet=True)[0].sources
+        super().build_extensions()
+
     def run(self):
         try:
             super().run()
         except Exception as error:
-            give_up(error)
+            if os.environ.get("SMALLPEBBLE_REQUIRE_NATIVE"):
+                raise
+            print(f"SmallPebble: not compiled, plain NumPy instead ({error})", file=sys.stderr)
             self.extensions = []
             self.distribution.ext_modules = []
 
@@ -91,7 +81,8 @@ class wheel_of_what_was_built(bdist_wheel):
         super().run()
 
 
+pure = os.environ.get("SMALLPEBBLE_PURE") or sys.platform == "win32"
 setup(
-    ext_modules=translated(),
+    ext_modules=[] if pure else modules(),
     cmdclass={"build_ext": build_kernels, "bdist_wheel": wheel_of_what_was_built},
 )
