@@ -16,8 +16,8 @@ from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
-COMMON = ["-std=gnu11", "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden",
-          "-Wno-psabi"]  # fmt: skip
+COMMON = ["-std=gnu11", "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math",
+          "-fvisibility=hidden", "-Wno-psabi"]  # fmt: skip
 # -ffast-math is never used: it would change results, and the treatment of subnormal numbers in the
 # whole process. Each tier may contract a * b + c where its instructions allow.
 TIERS = {

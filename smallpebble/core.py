@@ -73,7 +73,7 @@ class Variable:
     Assigning a new array to ``variable.array`` does not disturb what was recorded before.
     """
 
-    __slots__ = ("_array", "_node", "_private", "__dict__", "__weakref__")
+    __slots__ = ("__dict__", "__weakref__", "_array", "_node", "_private")
     __array_ufunc__ = None  # ndarray + Variable is left to Variable.__radd__
     is_learnable = False
 
@@ -141,7 +141,7 @@ class Variable:
         return f"Variable({values}, shape={self.shape}, dtype={self.dtype}{learnable})"
 
     def __reduce__(self):
-        if self._node is not None:
+        if _inputs(self):
             raise TypeError(
                 "a Variable that was computed is not pickled or copied, since its graph cannot be: "
                 "use stop_gradient(variable) or variable.array"
@@ -152,7 +152,7 @@ class Variable:
 class _Node:
     """How a Variable was made: the operation, its arguments, their arrays then, and the rules."""
 
-    __slots__ = ("operation", "inputs", "values", "rules", "y")
+    __slots__ = ("inputs", "operation", "rules", "values", "y")
 
     def __init__(self, operation, inputs, values, rules, y):
         self.operation = operation
@@ -240,7 +240,8 @@ def primitive(function: Callable | None = None, *, linear: bool = False, operand
     """
     if function is None:
         return functools.partial(primitive, linear=linear, operands=operands)
-    names = function.__code__.co_varnames[: function.__code__.co_argcount]
+    code = getattr(function, "__code__", None)
+    names = code.co_varnames[: code.co_argcount] if code else ()
 
     @functools.wraps(function)
     def operation(*args, **kwargs):
@@ -280,7 +281,7 @@ def _take_dtype(args, values, variables, operands):
                 array = np.asarray(arg)
                 if array.dtype.kind not in "fiub":
                     raise TypeError(f"cannot compute a Variable with {arg!r}: not real numbers")
-                values[i] = array.astype(dtype)
+                values[i] = array.astype(dtype, copy=False)
 
 
 class no_grad:
@@ -436,7 +437,9 @@ class Gradients(MutableMapping):
         for v in variables:
             for consumer, _ in self._edges[v]:
                 node = consumer._node
-                if consumer not in self._frozen and not node.operation.linear:
+                if type(node) is not _Node or node.operation.linear:
+                    continue
+                if consumer not in self._frozen:
                     values = [safe(value, x) for value, x in zip(node.values, node.inputs)]
                     self._frozen[consumer] = values, safe(node.y, consumer)
 
@@ -478,7 +481,7 @@ class Gradients(MutableMapping):
         return g
 
     def _is_free(self, g, v) -> bool:
-        """Whether the array `g` is nobody else's, so that the reader of v's gradient may have it."""
+        """Whether the array `g` is nobody else's, so that who reads v's gradient may have it."""
         if g.base is not None or not g.flags.writeable or v._node is not None:
             return False
         for consumer, _ in self._edges[v]:

@@ -47,7 +47,7 @@ def numgrad(func: Callable, a: np.ndarray, delta: float = 1e-6) -> np.ndarray:
 def numgrads(
     func: Callable, args: Sequence[np.ndarray], n: int = 1, delta: float = 1e-6
 ) -> list[np.ndarray]:
-    """The n-th derivative of sum(func(*args)) in each of `args`, by repeated central differences."""
+    """The n-th derivative of sum(func(*args)) in each of `args`, by repeated differences."""
 
     def derivative(function, order):
         if order == 0:
@@ -75,7 +75,9 @@ def _compare(what: str, exact, numerical, eps: float) -> None:
     scale = max(1.0, float(np.max(np.abs(numerical))))
     error, largest = rmse(exact, numerical), np.max(np.abs(exact - numerical))
     if not (error <= eps * scale and largest <= 100 * eps * scale):  # a NaN fails as well
-        raise NumericalError(f"{what}: rmse {error:.3g}, largest error {largest:.3g}, eps {eps:.3g}")
+        raise NumericalError(
+            f"{what}: rmse {error:.3g}, largest error {largest:.3g}, eps {eps:.3g}"
+        )
 
 
 def check_grad(

@@ -141,9 +141,7 @@ def onehot(y: np.ndarray, n_classes: int, dtype=np.float64) -> np.ndarray:
     if y.dtype.kind not in "iu":
         raise TypeError(f"onehot: labels must be integers, got dtype {y.dtype}")
     if y.size and (y.min() < 0 or y.max() >= n_classes):
-        raise IndexError(
-            f"onehot: labels must be 0 to {n_classes - 1}, got {y.min()} to {y.max()}"
-        )
+        raise IndexError(f"onehot: labels must be 0 to {n_classes - 1}, got {y.min()} to {y.max()}")
     result = np.zeros((len(y), n_classes), dtype)
     result[np.arange(len(y)), y] = 1
     return result

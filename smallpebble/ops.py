@@ -31,7 +31,7 @@ def _inexact(a) -> np.ndarray:
     return a if a.dtype.kind == "f" else a.astype(np.float64)
 
 
-# --------------------------------------------------------------------------------- element by element
+# ----------------------------------------------------------------------------- element by element
 
 
 @primitive(linear=True, operands=2)
@@ -383,7 +383,9 @@ def _own_index(indices):
     if isinstance(indices, tuple):
         return tuple(_own_index(i) for i in indices)
     if isinstance(indices, (np.ndarray, list, Variable)):
-        return np.array(_array(indices), dtype=np.intp if isinstance(indices, list) and not indices else None)
+        return np.array(
+            _array(indices), dtype=np.intp if isinstance(indices, list) and not indices else None
+        )
     return indices
 
 
@@ -512,7 +514,7 @@ def _matmul(a, b):
 
 
 def matmul(a, b):
-    """Matrix product as `numpy.matmul`: (..., i, k) @ (..., k, j), batches broadcast; 1-D as well."""
+    """Matrix product as `numpy.matmul`: (..., i, k) @ (..., k, j), batches broadcast, or 1-D."""
     a, b = _whole(a), _whole(b)
     if not a.ndim or not b.ndim or a.shape[-1] != b.shape[builtins.max(-2, -b.ndim)]:
         raise ValueError(f"matmul: shapes {a.shape} and {b.shape} do not fit: (..., k) @ (k, ...)")
@@ -521,7 +523,11 @@ def matmul(a, b):
     if a.ndim > 1 and b.ndim > 1:
         return _matmul(a, b)
     y = _matmul(a if a.ndim > 1 else reshape(a, (1, -1)), b if b.ndim > 1 else reshape(b, (-1, 1)))
-    shape = y.shape[:-2] + (() if a.ndim == 1 else y.shape[-2:-1]) + (() if b.ndim == 1 else y.shape[-1:])
+    shape = (
+        y.shape[:-2]
+        + (() if a.ndim == 1 else y.shape[-2:-1])
+        + (() if b.ndim == 1 else y.shape[-1:])
+    )
     return reshape(y, shape)
 
 
@@ -553,7 +559,9 @@ def _along(function, a, axis, operation):
     order = (*others, *axes)
     moved = transpose(a, order)
     flat = reshape(moved, (*moved.shape[: len(others)], -1) if a.size else moved.shape)
-    return transpose(reshape(function(flat, flat.ndim - 1), moved.shape), np.argsort(order).tolist())
+    return transpose(
+        reshape(function(flat, flat.ndim - 1), moved.shape), np.argsort(order).tolist()
+    )
 
 
 def softmax(a, axis=-1):
@@ -665,7 +673,9 @@ def _from_rows(rows, shape, axis):
     """Undoes `_as_rows`, for an array that had `shape`."""
     others = [i for i in range(len(shape)) if i != axis]
     moved = reshape(rows, tuple(shape[i] for i in (*others, axis)))
-    return moved if axis == len(shape) - 1 else transpose(moved, np.argsort([*others, axis]).tolist())
+    return (
+        moved if axis == len(shape) - 1 else transpose(moved, np.argsort([*others, axis]).tolist())
+    )
 
 
 @primitive
@@ -674,7 +684,9 @@ def _cross_entropy_of_softmax(probabilities, logits, labels, axis):
     shape, flat = probabilities.shape, labels.reshape(-1)
 
     def rule_probabilities(g, y, probabilities, logits):
-        classes = np.arange(shape[axis]).reshape([-1 if i == axis else 1 for i in range(len(shape))])
+        classes = np.arange(shape[axis]).reshape(
+            [-1 if i == axis else 1 for i in range(len(shape))]
+        )
         at_label = np.expand_dims(labels, axis) == classes
         return where(at_label, -g / where(at_label, probabilities, 1), 0)
 

@@ -142,8 +142,7 @@ def sgd_step(
     if not np.isfinite(learning_rate):
         raise ValueError(f"sgd_step: learning_rate must be finite, got {learning_rate!r}")
     new = [
-        array - array.dtype.type(learning_rate) * gradient
-        for array, gradient in zip(arrays, grads)
+        array - array.dtype.type(learning_rate) * gradient for array, gradient in zip(arrays, grads)
     ]
     for variable, array in zip(variables, new):
         variable.array = array

@@ -81,9 +81,7 @@ def broadcastinfo(
     def repeated(own):
         added = len(shape) - len(own)
         return tuple(
-            i
-            for i, size in enumerate(shape)
-            if i < added or (own[i - added] == 1 and size > 1)
+            i for i, size in enumerate(shape) if i < added or (own[i - added] == 1 and size > 1)
         )
 
     return repeated(tuple(a_shape)), repeated(tuple(b_shape))

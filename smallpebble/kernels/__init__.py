@@ -126,4 +126,13 @@ else:
     _threads.start(_pool)
 _active = "reference"
 _bind(_choose())
-__all__ = [*NAMES, "TIERS", "NativeKernelsMissing", "active", "load", "reference", "tiers", "use_kernels"]
+__all__ = [
+    *NAMES,
+    "TIERS",
+    "NativeKernelsMissing",
+    "active",
+    "load",
+    "reference",
+    "tiers",
+    "use_kernels",
+]
