@@ -73,13 +73,14 @@ class Variable:
     Assigning a new array to ``variable.array`` does not disturb what was recorded before.
     """
 
-    __slots__ = ("__dict__", "__weakref__", "_array", "_node", "_private")
+    __slots__ = ("__dict__", "__weakref__", "_array", "_lent", "_node", "_private")
     __array_ufunc__ = None  # ndarray + Variable is left to Variable.__radd__
     is_learnable = False
 
     def __init__(self, array, local_gradients=None) -> None:
         self._array = _as_array(array)
-        self._private = False
+        self._private = False  # made by an operation, and nobody has looked at it
+        self._lent = False  # a gradient that is still to be computed counts on the array
         self._node = None
         if local_gradients and _recording.get():
             self.local_gradients = local_gradients
@@ -87,17 +88,22 @@ class Variable:
     @property
     def array(self) -> np.ndarray:
         """The numbers, as an ndarray."""
-        self._private = False
+        if self._lent:
+            self._array = self._array.copy()
+        self._private = self._lent = False
         return self._array
 
     @array.setter
     def array(self, value) -> None:
         self._array = _as_array(value)
-        self._private = False
+        self._private = self._lent = False
 
     @property
-    def local_gradients(self) -> list:
-        """[(input, function), ...]: how the gradient in this Variable reaches its inputs."""
+    def local_gradients(self) -> list | tuple:
+        """[(input, function), ...]: how the gradient in this Variable reaches its inputs.
+
+        A tuple where an operation made the Variable; a list, which may be added to, elsewhere.
+        """
         if self._node is None:
             self._node = _Written([])
         return self._node.pairs
@@ -119,6 +125,10 @@ class Variable:
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         array = self.array if dtype is None else self.array.astype(dtype, copy=False)
+        if copy is False and array is not self._array:
+            raise ValueError(
+                f"a Variable of {self.dtype} needs a copy to become an array of {dtype}"
+            )
         return array.copy() if copy and array is self._array else array
 
     def __len__(self) -> int:
@@ -135,7 +145,8 @@ class Variable:
         return self._array.item()
 
     def __repr__(self) -> str:
-        values = np.array2string(self._array, precision=4, threshold=6, edgeitems=2)
+        shown = self._array if self.size <= 8 else self._array.ravel()
+        values = np.array2string(shown, precision=4, threshold=8, edgeitems=2)
         values = " ".join(values.split())
         learnable = ", learnable" if self.is_learnable else ""
         return f"Variable({values}, shape={self.shape}, dtype={self.dtype}{learnable})"
@@ -167,20 +178,20 @@ class _Node:
             return lambda g: rule(g, self.y, *self.values)
 
         edges = zip(self.inputs, self.rules)
-        return [(v, bound(rule)) for v, rule in edges if isinstance(v, Variable) and rule]
+        return tuple((v, bound(rule)) for v, rule in edges if isinstance(v, Variable) and rule)
 
 
 class _Written:
     """The same for a Variable whose (input, function) pairs the user wrote."""
 
     __slots__ = ("pairs",)
-    values = ()
     y = None
 
     def __init__(self, pairs):
         self.pairs = pairs
 
     inputs = property(lambda self: [variable for variable, _ in self.pairs])
+    values = property(lambda self: [variable._array for variable, _ in self.pairs])
     rules = property(lambda self: [_Function(function) for _, function in self.pairs])
 
 
@@ -240,6 +251,8 @@ def primitive(function: Callable | None = None, *, linear: bool = False, operand
     """
     if function is None:
         return functools.partial(primitive, linear=linear, operands=operands)
+    if not callable(function):
+        raise TypeError(f"primitive: expected a function, got {type(function).__name__}")
     code = getattr(function, "__code__", None)
     names = code.co_varnames[: code.co_argcount] if code else ()
 
@@ -254,22 +267,36 @@ def primitive(function: Callable | None = None, *, linear: bool = False, operand
         variables = [a for a in args if isinstance(a, Variable)]
         if operands and 0 < len(variables) < operands:
             _take_dtype(args, values, variables, operands)
-        y, *rules = function(*values, **kwargs)
+        returned = function(*values, **kwargs)
+        if type(returned) is not tuple:
+            raise TypeError(f"{function.__name__} must return a tuple: its value, then its rules")
+        y, *rules = returned
         if not variables:
             return y
+        n = len(rules)
+        for variable in (*args[n:], *kwargs.values()):
+            if isinstance(variable, Variable):
+                raise TypeError(
+                    f"{function.__name__}: a Variable stands where there is no gradient to "
+                    "compute: pass its array"
+                )
         result = Variable(y)
         y = result._array
         if y.base is None and not any(y is value for value in values):
             result._private = True
         else:
+            if any(variable._lent for variable in variables):
+                y = result._array = y.copy()
             for variable in variables:
                 variable._private = False
         if _recording.get():
-            n = len(rules)
             result._node = _Node(operation, args, values[:n], rules, y)
         return result
 
     operation.linear = linear
+    operation.is_own = (
+        getattr(function, "__module__", "").partition(".")[0] == __name__.partition(".")[0]
+    )
     return operation
 
 
@@ -278,7 +305,7 @@ def _take_dtype(args, values, variables, operands):
     if dtype.kind == "f":
         for i, arg in enumerate(args[:operands]):
             if not isinstance(arg, Variable):
-                array = np.asarray(arg)
+                array = np.asarray(float(arg) if type(arg) is int else arg)
                 if array.dtype.kind not in "fiub":
                     raise TypeError(f"cannot compute a Variable with {arg!r}: not real numbers")
                 values[i] = array.astype(dtype, copy=False)
@@ -297,7 +324,12 @@ class no_grad:
         _recording.reset(self._tokens.pop())
 
     def __call__(self, function: Callable) -> Callable:
-        if inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function):
+        kinds = (
+            inspect.isgeneratorfunction,
+            inspect.iscoroutinefunction,
+            inspect.isasyncgenfunction,
+        )
+        if any(is_kind(function) for is_kind in kinds):
             raise TypeError("no_grad does not decorate generators or coroutines: use it inside")
 
         @functools.wraps(function)
@@ -308,14 +340,28 @@ class no_grad:
         return silent
 
 
+class _Recording:
+    """Record, whatever `no_grad` says, if `wanted`."""
+
+    def __init__(self, wanted: bool) -> None:
+        self._wanted = wanted
+
+    def __enter__(self) -> None:
+        self._token = _recording.set(True) if self._wanted else None
+
+    def __exit__(self, *exc) -> None:
+        if self._wanted:
+            _recording.reset(self._token)
+
+
 def stop_gradient(a):
     """The same numbers as a Variable of its own, through which no gradient flows back."""
     return Variable(a.array) if isinstance(a, Variable) else a
 
 
 @primitive(linear=True)
-def _same(a):
-    return a, lambda g, y, a: g
+def _copy(a):
+    return a.copy(), lambda g, y, a: g
 
 
 # ------------------------------------------------------------------------------------- gradients
@@ -380,7 +426,8 @@ class Gradients(MutableMapping):
         self._frozen = {}  # Variable -> (values, y) to use in place of what its node recorded
         self._given = {}  # what readers have, or have assigned
         order = _topological_order(result, self._edges)
-        seed = np.ones(result.shape, result.dtype)
+        value = result._array if type(result._node) is not _Node else result._node.y
+        seed = np.ones(value.shape, value.dtype)
         self._g = {result: Variable(seed) if differentiable else seed}
         if wrt is not None:
             self._compute(order, _on_the_way(wrt, order))
@@ -395,47 +442,49 @@ class Gradients(MutableMapping):
             self._freeze(late.union(passed))
 
     def _compute(self, order, wanted) -> None:
-        token = _recording.set(True) if self._differentiable else None
-        try:
-            for v in order:
-                if v in wanted and v not in self._g:
-                    self._g[v] = self._pull(v)
-        finally:
-            if token is not None:
-                _recording.reset(token)
+        for v in order:
+            if v in wanted and v not in self._g:
+                self._g[v] = self._pull(v)
 
     def _pull(self, v, shown: bool = False):
         """Sum of what the Variables made from `v` send back to it; None if they send nothing."""
         total = None
-        for consumer, rule in self._edges[v]:
-            g = self._g[consumer]
-            if g is None or (type(rule) is shown_only) is not shown:
-                continue
-            node = consumer._node
-            if self._differentiable:
-                values, y = _as_variables(consumer, node)
-            else:
-                values, y = self._frozen.get(consumer) or (node.values, node.y)
-            part = _fitting(rule(g, y, *values), v, rule, node)
-            total = part if total is None else total + part
+        with _Recording(self._differentiable):
+            for consumer, rule, value in self._edges[v]:
+                g = self._g[consumer]
+                if g is None or (type(rule) is shown_only) is not shown:
+                    continue
+                node = consumer._node
+                if type(node) is _Written:
+                    values, y = (), None
+                elif self._differentiable:
+                    values, y = _as_variables(consumer, node)
+                else:
+                    values, y = self._frozen.get(consumer) or (node.values, node.y)
+                part = _fitting(rule(g, y, *values), value, rule, node)
+                total = part if total is None else _as_gradient(total + part)
         return total
 
     def _freeze(self, variables) -> None:
         """Copy the arrays that gradients computed later will need and that a user could write to.
 
-        Arrays made by an operation and never looked at cannot be written to by anybody.
+        An array made by an operation and never looked at cannot be written to by anybody. It is
+        lent instead: who looks at it later gets a copy.
         """
         copies = {}
 
         def safe(value, variable):
-            if not isinstance(value, np.ndarray) or getattr(variable, "_private", False):
+            if not isinstance(value, np.ndarray):
+                return value
+            if getattr(variable, "_private", False):
+                variable._lent = True
                 return value
             if id(value) not in copies:
                 copies[id(value)] = value.copy()
             return copies[id(value)]
 
         for v in variables:
-            for consumer, _ in self._edges[v]:
+            for consumer, _, _ in self._edges[v]:
                 node = consumer._node
                 if type(node) is not _Node or node.operation.linear:
                     continue
@@ -451,7 +500,7 @@ class Gradients(MutableMapping):
             if u in self._g:
                 stack.pop()
                 continue
-            missing = [c for c, _ in self._edges[u] if c not in self._g]
+            missing = [c for c, _, _ in self._edges[u] if c not in self._g]
             if missing:
                 stack.extend(missing)
             else:
@@ -463,19 +512,25 @@ class Gradients(MutableMapping):
             return None
         self._ensure(v)
         g, extra = self._g[v], self._pull(v, shown=True)
-        return g if extra is None else extra if g is None else g + extra
+        if g is None or extra is None:
+            return g if extra is None else extra
+        with _Recording(self._differentiable):
+            return g + extra
 
     def __getitem__(self, v: Variable):
-        given = self._given.get(v)
-        if given is not None:
-            return given
+        if v in self._given:
+            return self._given[v]
         if v not in self._keys:
             raise KeyError(f"the result does not depend on {v!r}: name it in wrt= to get zeros")
         g = self._shown(v)
         if g is None:
-            g = np.zeros_like(v._array)
+            edges = (self._edges or {}).get(v)
+            g = np.zeros_like(edges[0][2] if edges else v._array)
             g = Variable(g) if self._differentiable else g
-        elif not self._differentiable and not self._is_free(g, v):
+        elif self._differentiable:
+            with _Recording(True):
+                g = _copy(g)
+        elif not self._is_free(g, v):
             g = g.copy()
         self._given[v] = g
         return g
@@ -484,12 +539,15 @@ class Gradients(MutableMapping):
         """Whether the array `g` is nobody else's, so that who reads v's gradient may have it."""
         if g.base is not None or not g.flags.writeable or v._node is not None:
             return False
-        for consumer, _ in self._edges[v]:
+        for consumer, _, _ in self._edges[v]:
             node = consumer._node
-            others = (self._g[consumer], node.y, *node.values)
-            if type(node) is _Written or any(g is other for other in others):
+            if type(node) is _Written or not node.operation.is_own:
+                return False  # a rule of the user's may keep what it returns
+            values, y = self._frozen.get(consumer, ((), None))
+            others = (self._g[consumer], node.y, *node.values, y, *values)
+            if any(g is other for other in others):
                 return False
-        return True
+        return not any(g is other for other in self._given.values())
 
     def __setitem__(self, v: Variable, gradient) -> None:
         if not isinstance(v, Variable):
@@ -515,9 +573,10 @@ class Gradients(MutableMapping):
 
 
 def _consumers(result: Variable) -> tuple[dict, list]:
-    """For every Variable that `result` was computed from: [(Variable made from it, rule), ...].
+    """For every Variable that `result` was computed from, what was made from it.
 
-    Second, those among them that a short cut goes past (see `shown_only`).
+    A list of (Variable, rule that leads back, array that went in). Second, those Variables that a
+    short cut goes past (see `shown_only`).
     """
     edges, passed = {result: []}, []
     stack = [result]
@@ -526,12 +585,12 @@ def _consumers(result: Variable) -> tuple[dict, list]:
         node = v._node
         if node is None:
             continue
-        for x, rule in zip(node.inputs, node.rules):
+        for x, rule, value in zip(node.inputs, node.rules, node.values):
             if rule is not None and isinstance(x, Variable):
                 if x not in edges:
                     edges[x] = []
                     stack.append(x)
-                edges[x].append((v, rule))
+                edges[x].append((v, rule, value))
                 if type(rule) is shown_only:
                     passed.append(x)
     return edges, passed
@@ -577,17 +636,16 @@ def _on_the_way(wrt: list, order: list) -> set:
 def _leaf_side(order: list, edges: dict) -> set:
     """The leaves, and what linear operations alone have made of them: gradients that can wait.
 
-    A linear operation needs no numbers but g. A leaf under a function that the user wrote cannot
+    A linear operation needs no numbers but g. What goes into a function that the user wrote cannot
     wait: nobody knows which arrays that function will read.
     """
     late = set()
     for v in reversed(order[1:]):
         node, inputs = v._node, _inputs(v)
-        if inputs:
-            waits = type(node) is _Node and node.operation.linear and all(x in late for x in inputs)
-        else:
-            waits = not any(type(c._node) is _Written for c, _ in edges[v])
-        if waits:
+        if inputs and not (type(node) is _Node and node.operation.linear):
+            continue
+        written = any(type(consumer._node) is _Written for consumer, _, _ in edges[v])
+        if not written and all(x in late for x in inputs):
             late.add(v)
     return late
 
@@ -599,32 +657,35 @@ def _as_variables(consumer: Variable, node):
         if not isinstance(v, Variable) or v._array is value:
             return v
         link = Variable(value)
-        link._node = _Node(_same, (v,), [value], [lambda g, y, a: g], value)
+        link._node = _Node(_copy, (v,), [value], [lambda g, y, a: g], value)
         return link
 
-    if type(node) is _Written:
-        return (), None
     inputs = zip(node.inputs, node.values)
     values = [linked(x, value) if isinstance(x, Variable) else value for x, value in inputs]
     return values, linked(consumer, node.y)
 
 
-def _fitting(g, v: Variable, rule, node):
-    """A gradient as a rule returned it, checked and taken into the shape and dtype of `v`."""
-    if not isinstance(g, (np.ndarray, Variable)):
-        g = np.asarray(g)
-    if g.shape != v.shape:
+def _as_gradient(g):
+    return g if isinstance(g, (np.ndarray, Variable)) else np.asarray(g)
+
+
+def _fitting(g, value: np.ndarray, rule, node):
+    """A gradient as a rule returned it, checked and taken into the shape and dtype of `value`."""
+    g = _as_gradient(g)
+    name = "local_gradients" if type(rule) is _Function else node.operation.__name__
+    if g.dtype.kind not in "fiub":
+        raise TypeError(f"{name}: a rule must return a gradient of real numbers, got {g!r}")
+    if g.shape != value.shape:
         if type(rule) is not _Function:
             raise ValueError(
-                f"{node.operation.__name__}: a rule returned a gradient of shape {g.shape} for an "
-                f"input of shape {v.shape} (sum_to(gradient, input.shape) undoes broadcasting)"
+                f"{name}: a rule returned a gradient of shape {g.shape} for an input of shape "
+                f"{value.shape} (sum_to(gradient, input.shape) undoes broadcasting)"
             )
-        g = _to_shape(g, v.shape)
-    dtype = v._array.dtype
-    if g.dtype != dtype and dtype.kind == "f":
+        g = _to_shape(g, value.shape)
+    if g.dtype != value.dtype and value.dtype.kind == "f":
         from .ops import astype
 
-        g = astype(g, dtype)
+        g = astype(g, value.dtype)
     return g
 
 

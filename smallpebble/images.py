@@ -13,11 +13,11 @@ import numpy as np
 
 from . import kernels
 from .core import primitive
-from .ops import _array, _whole, pad
+from .ops import _whole, pad
 from .shapes import as_int, pad_amounts, window
 
 
-@primitive
+@primitive(operands=2)
 def _conv2d(images, kernel, window):
     return (
         kernels.conv2d(images, kernel, window),
@@ -194,11 +194,16 @@ def np_strided_sliding_view(x: np.ndarray, window_shape, strides) -> np.ndarray:
     return windows[tuple(slice(None, None, stride) for stride in strides)]
 
 
-@primitive(linear=True)
 def strided_sliding_view(a, window_shape, strides):
     """Windows over an array of any dimensions: see `np_strided_sliding_view`."""
-    value = np_strided_sliding_view(_array(a), window_shape, strides)
-    return value, lambda g, y, a: _sliding_sum(g, a.shape, tuple(window_shape), tuple(strides))
+    a = _whole(a)
+    return _sliding_view(a, *_check_view(a.shape, window_shape, strides))
+
+
+@primitive(linear=True)
+def _sliding_view(a, window_shape, strides):
+    value = np_strided_sliding_view(a, window_shape, strides)
+    return value, lambda g, y, a: _sliding_sum(g, a.shape, window_shape, strides)
 
 
 @primitive(linear=True)
@@ -213,7 +218,7 @@ def _sliding_sum(g, shape, window_shape, strides):
                 for k, n, stride in zip(cell, outputs, strides)
             )
             result[place] += g[(..., *cell)]
-    return result, lambda gg, y, g: strided_sliding_view(gg, window_shape, strides)
+    return result, lambda gg, y, g: _sliding_view(gg, window_shape, strides)
 
 
 def padding2d(images, padding, imheight, imwidth, stride_y, stride_x, kernheight, kernwidth):

@@ -17,7 +17,7 @@ import numpy as np
 
 from . import kernels
 from .core import Variable, primitive, shown_only
-from .shapes import broadcast_shape, kept_shape, normalize_axes, normalize_pad_width
+from .shapes import as_int, broadcast_shape, kept_shape, normalize_axes, normalize_pad_width
 
 
 def _array(a) -> np.ndarray:
@@ -285,8 +285,9 @@ def reshape(a, shape):
 @primitive(linear=True)
 def transpose(a, axes=None):
     """The axes in another order; reversed if none is given."""
-    back = None if axes is None else tuple(int(i) for i in np.argsort(np.mod(axes, np.ndim(a))))
-    return np.transpose(a, axes), lambda g, y, a: transpose(g, back)
+    y = np.transpose(a, axes)
+    back = None if axes is None else np.argsort([axis % y.ndim for axis in axes]).tolist()
+    return y, lambda g, y, a: transpose(g, back)
 
 
 @primitive(linear=True)
@@ -313,8 +314,6 @@ def squeeze(a, axis=None):
 
 @primitive(linear=True)
 def _concatenate(*arrays, axis):
-    axis %= arrays[0].ndim
-
     def rule(start, stop):
         part = (slice(None),) * axis + (slice(start, stop),)
         return lambda g, y, *inputs: getitem(g, part)
@@ -330,10 +329,8 @@ def concatenate(variables, axis=0):
     if not variables:
         raise ValueError("concatenate: nothing to join")
     shapes = [v.shape for v in variables]
-    ndim = len(shapes[0])
-    if not (isinstance(axis, int) and -ndim <= axis < ndim):
-        raise ValueError(f"concatenate: axis {axis!r} is out of range for {ndim} dimension(s)")
-    kept = {kept_shape(shape, (axis % ndim,)) for shape in shapes}
+    (axis,) = normalize_axes(as_int(axis, "concatenate: axis"), len(shapes[0]), "concatenate")
+    kept = {kept_shape(shape, (axis,)) for shape in shapes}
     if len(kept) != 1:
         raise ValueError(f"concatenate: shapes {shapes} differ in more than axis {axis}")
     return _concatenate(*_one_dtype(variables), axis=axis)
@@ -353,9 +350,7 @@ def stack(variables, axis=0):
     variables = [_whole(v) for v in variables]
     if len({v.shape for v in variables}) != 1:
         raise ValueError(f"stack: shapes must be equal, got {[v.shape for v in variables]}")
-    ndim = variables[0].ndim + 1
-    if not (isinstance(axis, int) and -ndim <= axis < ndim):
-        raise ValueError(f"stack: axis {axis!r} is out of range for {ndim} dimensions")
+    (axis,) = normalize_axes(as_int(axis, "stack: axis"), variables[0].ndim + 1, "stack")
     return concatenate([expand_dims(v, axis) for v in variables], axis)
 
 
@@ -425,6 +420,10 @@ def _setat(a, indices, b):
     y = a.copy()
     y[indices] = b
 
+    # Assignment ignores leading axes of length 1 that are too many.
+    extra = np.ndim(b) - y[indices].ndim
+    shape = np.shape(b)[extra:] if extra > 0 else np.shape(b)
+
     def rule_b(g, y, a, indices, b):
         taken = getitem(g, indices)
         if not _is_basic(indices):
@@ -433,7 +432,7 @@ def _setat(a, indices, b):
             last = np.zeros(a.shape, np.intp)
             last[indices] = order
             taken = where(last[indices] == order, taken, 0)
-        return sum_to(taken, b.shape)
+        return reshape(sum_to(taken, shape), b.shape)
 
     return y, lambda g, y, a, indices, b: setat(g, indices, 0), None, rule_b
 
@@ -579,7 +578,7 @@ def _logsumexp(a, axis):
     a = _inexact(a)
     top = np.max(a, axis=axis, keepdims=True)
     top = np.where(np.isfinite(top), top, 0)
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", over="ignore"):
         value = np.log(np.sum(np.exp(a - top), axis=axis, keepdims=True)) + top
     return value.astype(a.dtype), lambda g, y, a: g * exp(a - y)
 
@@ -615,9 +614,8 @@ def _losses_grad(g, logits, labels):
 
 def _check_labels(scores, labels, axis, operation):
     """Labels as an own integer array of the shape of `scores` without `axis`; all checked."""
-    (axis,) = axes = normalize_axes(axis, scores.ndim, operation)
-    if not scores.ndim:
-        raise ValueError(f"{operation}: scores must have an axis of classes")
+    axes = normalize_axes(as_int(axis, f"{operation}: axis"), scores.ndim, operation)
+    axis = axes[0]
     _nonempty(scores, tuple(range(scores.ndim)), operation)
     labels = np.array(_array(labels))
     if labels.dtype.kind not in "iu":
@@ -688,7 +686,8 @@ def _cross_entropy_of_softmax(probabilities, logits, labels, axis):
             [-1 if i == axis else 1 for i in range(len(shape))]
         )
         at_label = np.expand_dims(labels, axis) == classes
-        return where(at_label, -g / where(at_label, probabilities, 1), 0)
+        with np.errstate(divide="ignore"):  # -inf is right where a probability is 0
+            return where(at_label, -g / where(at_label, probabilities, 1), 0)
 
     def rule_logits(g, y, probabilities, logits):
         rows = _losses_grad(broadcast_to(g, flat.shape), _as_rows(logits, axis), flat)
@@ -731,13 +730,11 @@ def _logits_of(y_pred, axis):
     if getattr(node, "operation", None) is not _softmax or node.inputs[1] != axis:
         return None
     logits = node.inputs[0]
-    if not isinstance(logits, Variable) or logits._array is not node.values[0]:
+    if not isinstance(logits, Variable):
         return None
-    if y_pred._array is not node.y:
-        return None
-    if not y_pred._private:  # somebody has seen the array, and may have written into it
-        again = kernels.softmax(_inexact(node.values[0]), axis)
-        if not np.array_equal(again, node.y, equal_nan=True):
+    if not (y_pred._private and logits._private):  # somebody may have written into an array
+        again = kernels.softmax(_inexact(logits._array), axis)
+        if not np.array_equal(again, y_pred._array, equal_nan=True):
             return None
     return logits
 

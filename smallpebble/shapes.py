@@ -10,6 +10,8 @@ import operator
 from collections import namedtuple
 from functools import lru_cache
 
+import numpy as np
+
 _LARGEST = 2**31 - 1
 
 
@@ -89,6 +91,11 @@ def broadcastinfo(
 
 def pad_amounts(array_length: int, stride: int, kern_length: int) -> tuple[int, int]:
     """Padding (front, end) of one axis for "SAME": ceil(length / stride) windows, as TensorFlow."""
+    if array_length < 1 or stride < 1 or kern_length < 1:
+        raise ValueError(
+            "pad_amounts: length, stride and kernel length must be at least 1, got "
+            f"{array_length}, {stride} and {kern_length}"
+        )
     n_windows = -(-array_length // stride)
     total = max((n_windows - 1) * stride + kern_length - array_length, 0)
     return total // 2, total - total // 2
@@ -96,24 +103,15 @@ def pad_amounts(array_length: int, stride: int, kern_length: int) -> tuple[int, 
 
 def normalize_pad_width(pad_width, ndim: int) -> tuple[tuple[int, int], ...]:
     """(before, after) for every axis, from what `numpy.pad` accepts: n, (n,), (b, a), pairs."""
-    if not isinstance(pad_width, (tuple, list)):
-        if hasattr(pad_width, "tolist"):
-            pad_width = pad_width.tolist()
-        if not isinstance(pad_width, list):
-            pad_width = [pad_width]
-    rows = [list(p) if isinstance(p, (tuple, list)) else [p] for p in pad_width]
-    if len(rows) == 2 and all(len(row) == 1 for row in rows):
-        rows = [rows[0] + rows[1]]
-    if len(rows) == 1:
-        rows = rows * ndim
-    if len(rows) != ndim or any(len(row) not in (1, 2) for row in rows):
+    try:
+        rows = np.broadcast_to(np.asarray(pad_width), (ndim, 2)).tolist()
+    except ValueError:
+        rows = None
+    if rows is None:
         raise ValueError(f"pad: pad_width {pad_width!r} does not fit an array of {ndim} dimensions")
-    pairs = []
-    for row in rows:
-        before, after = as_int(row[0], "pad: pad_width"), as_int(row[-1], "pad: pad_width")
-        if before < 0 or after < 0:
-            raise ValueError(f"pad: pad_width must not be negative, got {pad_width!r}")
-        pairs.append((before, after))
+    pairs = [tuple(as_int(n, "pad: pad_width") for n in row) for row in rows]
+    if any(n < 0 for pair in pairs for n in pair):
+        raise ValueError(f"pad: pad_width must not be negative, got {pad_width!r}")
     return tuple(pairs)
 
 
