@@ -29,6 +29,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -77,7 +78,36 @@ class Variable:
     __array_ufunc__ = None  # ndarray + Variable is left to Variable.__radd__
     is_learnable = False
 
-    def __init__(self, array, local_gradients=None) -> None:
+    if TYPE_CHECKING:  # the operators, and some operations as methods: all set in ops.py
+        __add__: Callable[[Any], Variable]
+        __radd__: Callable[[Any], Variable]
+        __sub__: Callable[[Any], Variable]
+        __rsub__: Callable[[Any], Variable]
+        __mul__: Callable[[Any], Variable]
+        __rmul__: Callable[[Any], Variable]
+        __truediv__: Callable[[Any], Variable]
+        __rtruediv__: Callable[[Any], Variable]
+        __pow__: Callable[[Any], Variable]
+        __rpow__: Callable[[Any], Variable]
+        __matmul__: Callable[[Any], Variable]
+        __rmatmul__: Callable[[Any], Variable]
+        __getitem__: Callable[[Any], Variable]
+        __lt__: Callable[[Any], np.ndarray]
+        __le__: Callable[[Any], np.ndarray]
+        __gt__: Callable[[Any], np.ndarray]
+        __ge__: Callable[[Any], np.ndarray]
+        __neg__: Callable[[], Variable]
+        __iter__: Callable[[], Iterator[Variable]]
+        sum: Callable[..., Variable]
+        mean: Callable[..., Variable]
+        max: Callable[..., Variable]
+        min: Callable[..., Variable]
+        reshape: Callable[..., Variable]
+        transpose: Callable[..., Variable]
+        astype: Callable[..., Variable]
+        T: Variable
+
+    def __init__(self, array: Any, local_gradients: list | None = None) -> None:
         self._array = _as_array(array)
         self._private = False  # made by an operation, and nobody has looked at it
         self._lent = False  # a gradient that is still to be computed counts on the array
@@ -140,7 +170,7 @@ class Variable:
     def __bool__(self) -> bool:
         return bool(self._array)
 
-    def item(self):
+    def item(self) -> Any:
         """The value of a one-element Variable, as a Python number."""
         return self._array.item()
 
@@ -229,7 +259,9 @@ class shown_only:
 # ------------------------------------------------------------------------------------ primitives
 
 
-def primitive(function: Callable | None = None, *, linear: bool = False, operands: int = 0):
+def primitive(
+    function: Callable[..., tuple] | None = None, *, linear: bool = False, operands: int = 0
+) -> Callable[..., Any]:
     """Make a differentiable operation of a function on arrays that returns (value, rule, ...).
 
     Parameters
@@ -354,7 +386,7 @@ class _Recording:
             _recording.reset(self._token)
 
 
-def stop_gradient(a):
+def stop_gradient(a: Any) -> Any:
     """The same numbers as a Variable of its own, through which no gradient flows back."""
     return Variable(a.array) if isinstance(a, Variable) else a
 

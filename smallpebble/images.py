@@ -8,12 +8,13 @@ are given, the rules are the other two.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from . import kernels
-from .core import primitive
-from .ops import _whole, pad
+from .core import Variable, primitive
+from .ops import Operand, _whole, pad
 from .shapes import as_int, pad_amounts, window
 
 
@@ -46,7 +47,9 @@ def conv2d_grad_kernels(g, images, window):
     )
 
 
-def conv2d(images, kernels, padding="SAME", strides=(1, 1)):
+def conv2d(
+    images: Operand, kernels: Operand, padding: str = "SAME", strides: Sequence[int] = (1, 1)
+) -> Variable:
     """2-D convolution (cross-correlation), as tf.nn.conv2d.
 
     Parameters
@@ -83,7 +86,13 @@ def conv2d(images, kernels, padding="SAME", strides=(1, 1)):
     return _conv2d(images, kernels, geometry)
 
 
-def maxpool2d(images, kernheight, kernwidth, padding="SAME", strides=(1, 1)):
+def maxpool2d(
+    images: Operand,
+    kernheight: int,
+    kernwidth: int,
+    padding: str = "SAME",
+    strides: Sequence[int] = (1, 1),
+) -> Variable:
     """Largest pixel under each window; the first of several has the gradient.
 
     Parameters
@@ -119,7 +128,13 @@ def _scatter(g, indices, window):
     return value, lambda gg, y, g: _gather(gg, indices, window)
 
 
-def avgpool2d(images, kernheight, kernwidth, padding="SAME", strides=(1, 1)):
+def avgpool2d(
+    images: Operand,
+    kernheight: int,
+    kernwidth: int,
+    padding: str = "SAME",
+    strides: Sequence[int] = (1, 1),
+) -> Variable:
     """Mean of the pixels under each window; padding does not count.
 
     Parameters and shapes as in `maxpool2d`.
@@ -139,7 +154,13 @@ def _avgpool2d_grad(g, window):
     return kernels.avgpool2d_grad_images(g, window), lambda gg, y, g: _avgpool2d(gg, window)
 
 
-def patches(images, kernheight, kernwidth, padding="SAME", strides=(1, 1)):
+def patches(
+    images: Operand,
+    kernheight: int,
+    kernwidth: int,
+    padding: str = "SAME",
+    strides: Sequence[int] = (1, 1),
+) -> Variable:
     """The pixels under each window (im2col), zero where padded.
 
     (n, height, width, channels) -> (n, output height, output width, kernheight, kernwidth,
@@ -183,7 +204,9 @@ def _check_view(shape, window_shape, strides):
     return window_shape, strides
 
 
-def np_strided_sliding_view(x: np.ndarray, window_shape, strides) -> np.ndarray:
+def np_strided_sliding_view(
+    x: np.ndarray, window_shape: Sequence[int], strides: Sequence[int]
+) -> np.ndarray:
     """Every window of `window_shape` that starts at a multiple of `strides`, as a read-only view.
 
     Both have one number for each dimension of `x`; strides count elements, not bytes. The result
@@ -194,7 +217,9 @@ def np_strided_sliding_view(x: np.ndarray, window_shape, strides) -> np.ndarray:
     return windows[tuple(slice(None, None, stride) for stride in strides)]
 
 
-def strided_sliding_view(a, window_shape, strides):
+def strided_sliding_view(
+    a: Operand, window_shape: Sequence[int], strides: Sequence[int]
+) -> Variable:
     """Windows over an array of any dimensions: see `np_strided_sliding_view`."""
     a = _whole(a)
     return _sliding_view(a, *_check_view(a.shape, window_shape, strides))
@@ -221,7 +246,16 @@ def _sliding_sum(g, shape, window_shape, strides):
     return result, lambda gg, y, g: _sliding_view(gg, window_shape, strides)
 
 
-def padding2d(images, padding, imheight, imwidth, stride_y, stride_x, kernheight, kernwidth):
+def padding2d(
+    images: Operand,
+    padding: str,
+    imheight: int,
+    imwidth: int,
+    stride_y: int,
+    stride_x: int,
+    kernheight: int,
+    kernwidth: int,
+) -> tuple[Variable, int, int]:
     """`images` (n, h, w, c) with the zeros that "SAME" (or "VALID": none) asks for, and their size.
 
     Returns (padded images, height, width).
@@ -236,7 +270,9 @@ def padding2d(images, padding, imheight, imwidth, stride_y, stride_x, kernheight
     return images, images.shape[1], images.shape[2]
 
 
-def patches_index(imheight, imwidth, kernheight, kernwidth, stride_y, stride_x):
+def patches_index(
+    imheight: int, imwidth: int, kernheight: int, kernwidth: int, stride_y: int, stride_x: int
+) -> tuple[tuple[np.ndarray, np.ndarray], int, int, int]:
     """Index arrays that pick every window out of an image of imheight x imwidth.
 
     Returns ((rows, columns), output height, output width, number of windows); rows and columns have

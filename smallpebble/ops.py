@@ -12,12 +12,17 @@ from __future__ import annotations
 
 import builtins
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from . import kernels
 from .core import Variable, primitive, shown_only
 from .shapes import as_int, broadcast_shape, kept_shape, normalize_axes, normalize_pad_width
+
+Operand = Variable | np.ndarray | Sequence | float  # what an operation takes
+Axis = int | Sequence[int] | None
 
 
 def _array(a) -> np.ndarray:
@@ -35,7 +40,7 @@ def _inexact(a) -> np.ndarray:
 
 
 @primitive(linear=True, operands=2)
-def add(a, b):
+def add(a: Operand, b: Operand) -> Any:
     """a + b, element by element, broadcast."""
     return (
         _binary(np.add, a, b, "add"),
@@ -45,7 +50,7 @@ def add(a, b):
 
 
 @primitive(linear=True, operands=2)
-def sub(a, b):
+def sub(a: Operand, b: Operand) -> Any:
     """a - b, element by element, broadcast."""
     return (
         _binary(np.subtract, a, b, "sub"),
@@ -55,7 +60,7 @@ def sub(a, b):
 
 
 @primitive(operands=2)
-def mul(a, b):
+def mul(a: Operand, b: Operand) -> Any:
     """a * b, element by element, broadcast."""
     return (
         _binary(np.multiply, a, b, "mul"),
@@ -65,7 +70,7 @@ def mul(a, b):
 
 
 @primitive(operands=2)
-def div(a, b):
+def div(a: Operand, b: Operand) -> Any:
     """a / b, element by element, broadcast."""
     return (
         _binary(np.true_divide, a, b, "div"),
@@ -75,7 +80,7 @@ def div(a, b):
 
 
 @primitive(operands=2)
-def power(a, b):
+def power(a: Operand, b: Operand) -> Any:
     """a ** b, element by element, broadcast. At a = 0 the slope in b is 0."""
 
     def rule_a(g, y, a, b):
@@ -89,7 +94,7 @@ def power(a, b):
 
 
 @primitive(operands=2)
-def maximum(a, b):
+def maximum(a: Operand, b: Operand) -> Any:
     """The larger of a and b, element by element, broadcast; where equal, each has slope 1/2."""
     return (
         _binary(np.maximum, a, b, "maximum"),
@@ -99,7 +104,7 @@ def maximum(a, b):
 
 
 @primitive(operands=2)
-def minimum(a, b):
+def minimum(a: Operand, b: Operand) -> Any:
     """The smaller of a and b, element by element, broadcast; where equal, each has slope 1/2."""
     return (
         _binary(np.minimum, a, b, "minimum"),
@@ -122,49 +127,49 @@ def _binary(ufunc, a, b, name):
 
 
 @primitive(linear=True)
-def neg(a):
+def neg(a: Operand) -> Any:
     """-a."""
     return np.negative(a), lambda g, y, a: -g
 
 
 @primitive
-def square(a):
+def square(a: Operand) -> Any:
     """a * a."""
     return np.square(a), lambda g, y, a: g * a * 2
 
 
 @primitive
-def exp(a):
+def exp(a: Operand) -> Any:
     """e ** a."""
     return np.exp(a), lambda g, y, a: g * y
 
 
 @primitive
-def log(a):
+def log(a: Operand) -> Any:
     """Natural logarithm."""
     return np.log(a), lambda g, y, a: g / a
 
 
 @primitive
-def sqrt(a):
+def sqrt(a: Operand) -> Any:
     """Square root; its slope at 0 is infinite."""
     return np.sqrt(a), lambda g, y, a: g / (y * 2)
 
 
 @primitive
-def abs(a):
+def abs(a: Operand) -> Any:
     """|a|, with slope 0 at 0."""
     return np.abs(a), lambda g, y, a: g * np.sign(_array(a))
 
 
 @primitive
-def tanh(a):
+def tanh(a: Operand) -> Any:
     """Hyperbolic tangent."""
     return np.tanh(a), lambda g, y, a: g * (1 - y * y)
 
 
 @primitive
-def sigmoid(a):
+def sigmoid(a: Operand) -> Any:
     """1 / (1 + exp(-a)), without overflow on either side."""
     a = _inexact(a)
     e = np.exp(-np.abs(a))
@@ -172,13 +177,13 @@ def sigmoid(a):
 
 
 @primitive
-def relu(a):
+def relu(a: Operand) -> Any:
     """max(a, 0), with slope 0 at 0."""
     return np.maximum(a, 0), lambda g, y, a: where(_array(a) <= 0, 0, g)
 
 
 @primitive
-def leaky_relu(a, alpha=0.02):
+def leaky_relu(a: Operand, alpha: float = 0.02) -> Any:
     """`a` where a > 0, else alpha * a; slope `alpha` at 0."""
     return kernels.leaky_relu(_inexact(a), alpha), lambda g, y, a: _leaky_relu_grad(g, a, alpha)
 
@@ -190,7 +195,7 @@ def _leaky_relu_grad(g, a, alpha):
 
 
 @primitive
-def clip(a, low=None, high=None):
+def clip(a: Operand, low: Any = None, high: Any = None) -> Any:
     """`a` held between the numbers (or arrays) `low` and `high`; slope 1 at the bounds."""
     if low is None and high is None:
         raise ValueError("clip: give at least one of low and high")
@@ -215,7 +220,7 @@ def _where(condition, a, b):
     )
 
 
-def where(condition, a, b):
+def where(condition: Operand, a: Operand, b: Operand) -> Variable:
     """`a` where `condition` (a boolean array) holds, else `b`, all three broadcast."""
     condition = np.array(_array(condition), bool)
     for x, other in ((a, b), (b, a)):
@@ -239,7 +244,7 @@ def _alike(a, b):
 
 
 @primitive(linear=True)
-def astype(a, dtype):
+def astype(a: Operand, dtype: Any) -> Any:
     """`a` in another real dtype; the gradient comes back in that of `a`."""
     return np.asarray(a).astype(dtype, copy=False), lambda g, y, a: astype(g, a.dtype)
 
@@ -252,7 +257,7 @@ def _sum_to(a, shape):
     return kernels.sum_to(a, shape), lambda g, y, a: broadcast_to(g, a.shape)
 
 
-def sum_to(a, shape):
+def sum_to(a: Operand, shape: Sequence[int]) -> Variable:
     """`a` summed down to `shape`, which broadcasts to that of `a`: undoes `broadcast_to`."""
     shape = tuple(shape)
     return a if a.shape == shape else _sum_to(_whole(a), shape)
@@ -263,7 +268,7 @@ def _broadcast_to(a, shape):
     return kernels.broadcast_to(a, shape), lambda g, y, a: sum_to(g, a.shape)
 
 
-def broadcast_to(a, shape):
+def broadcast_to(a: Operand, shape: int | Sequence[int]) -> Variable:
     """`a` repeated to `shape`."""
     a = _whole(a)
     shape = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
@@ -277,13 +282,13 @@ def _whole(a):
 
 
 @primitive(linear=True)
-def reshape(a, shape):
+def reshape(a: Operand, shape: int | Sequence[int]) -> Any:
     """The same elements in another shape; one length may be -1."""
     return np.reshape(a, shape), lambda g, y, a: reshape(g, a.shape)
 
 
 @primitive(linear=True)
-def transpose(a, axes=None):
+def transpose(a: Operand, axes: Sequence[int] | None = None) -> Any:
     """The axes in another order; reversed if none is given."""
     y = np.transpose(a, axes)
     back = None if axes is None else np.argsort([axis % y.ndim for axis in axes]).tolist()
@@ -291,7 +296,7 @@ def transpose(a, axes=None):
 
 
 @primitive(linear=True)
-def matrix_transpose(a):
+def matrix_transpose(a: Operand) -> Any:
     """The last two axes swapped."""
     if np.ndim(a) < 2:
         raise ValueError(f"matrix_transpose: needs at least 2 dimensions, got shape {np.shape(a)}")
@@ -299,14 +304,14 @@ def matrix_transpose(a):
 
 
 @primitive(linear=True)
-def expand_dims(a, axis):
+def expand_dims(a: Operand, axis: int | Sequence[int]) -> Any:
     """New axes of length 1 at `axis` (an int or several)."""
     axis = tuple(axis) if isinstance(axis, (tuple, list)) else axis
     return np.expand_dims(a, axis), lambda g, y, a: reshape(g, a.shape)
 
 
 @primitive(linear=True)
-def squeeze(a, axis=None):
+def squeeze(a: Operand, axis: Axis = None) -> Any:
     """Axes of length 1 taken away: all, or those in `axis`."""
     axis = tuple(axis) if isinstance(axis, (tuple, list)) else axis
     return np.squeeze(a, axis), lambda g, y, a: reshape(g, a.shape)
@@ -323,7 +328,7 @@ def _concatenate(*arrays, axis):
     return np.concatenate(arrays, axis), *rules
 
 
-def concatenate(variables, axis=0):
+def concatenate(variables: Sequence[Operand], axis: int = 0) -> Variable:
     """Variables (or arrays) joined along `axis`."""
     variables = [_whole(v) for v in variables]
     if not variables:
@@ -345,7 +350,7 @@ def _one_dtype(variables):
     return variables
 
 
-def stack(variables, axis=0):
+def stack(variables: Sequence[Operand], axis: int = 0) -> Variable:
     """Variables (or arrays) of one shape, joined along a new axis."""
     variables = [_whole(v) for v in variables]
     if len({v.shape for v in variables}) != 1:
@@ -355,7 +360,7 @@ def stack(variables, axis=0):
 
 
 @primitive(linear=True)
-def pad(a, pad_width):
+def pad(a: Operand, pad_width: Any) -> Any:
     """`a` with zeros around it; `pad_width` as in `numpy.pad`: n, (before, after), or pairs."""
     a = np.asarray(a)
     width = normalize_pad_width(pad_width, a.ndim)
@@ -389,7 +394,7 @@ def _getitem(a, indices):
     return a[indices], lambda g, y, a: add_at(np.zeros(a.shape, g.dtype), indices, g)
 
 
-def getitem(a, indices):
+def getitem(a: Operand, indices: Any) -> Variable:
     """a[indices], for anything that indexes an ndarray; repeated indices add up their gradients."""
     return _getitem(_whole(a), _own_index(indices))
 
@@ -409,7 +414,7 @@ def _add_at(a, indices, b):
     )
 
 
-def add_at(a, indices, b):
+def add_at(a: Operand, indices: Any, b: Operand) -> Variable:
     """A copy of `a` with `b` (broadcast) added at `indices`; repeated indices add up."""
     a, b = _alike(_whole(a), _whole(b))
     return _add_at(a, _own_index(indices), b)
@@ -437,7 +442,7 @@ def _setat(a, indices, b):
     return y, lambda g, y, a, indices, b: setat(g, indices, 0), None, rule_b
 
 
-def setat(a, indices, b):
+def setat(a: Operand, indices: Any, b: Operand) -> Variable:
     """A copy of `a` with `b` (broadcast) written at `indices`; `a` itself is not changed."""
     a, b = _alike(_whole(a), _whole(b))
     return _setat(a, _own_index(indices), b)
@@ -446,7 +451,7 @@ def setat(a, indices, b):
 # ------------------------------------------------------------------------------------ reductions
 
 
-def sum(a, axis=None, keepdims=False):
+def sum(a: Operand, axis: Axis = None, keepdims: bool = False) -> Variable:
     """Sum over `axis`: all axes (None), one, or several; 0 where there is nothing to add."""
     a = _whole(a)
     axes = normalize_axes(axis, a.ndim, "sum")
@@ -467,7 +472,7 @@ def _nonempty(a, axes, operation):
     return count
 
 
-def mean(a, axis=None, keepdims=False):
+def mean(a: Operand, axis: Axis = None, keepdims: bool = False) -> Variable:
     """Mean over `axis`: all axes (None), one, or several. ValueError where there is nothing."""
     a = _whole(a)
     count = _nonempty(a, normalize_axes(axis, a.ndim, "mean"), "mean")
@@ -485,17 +490,17 @@ def _extreme(a, axis, keepdims, argument, operation):
     return reshape(picked, kept_shape(a.shape, axes) if keepdims else _dropped(a.shape, axes))
 
 
-def max(a, axis=None, keepdims=False):
+def max(a: Operand, axis: Axis = None, keepdims: bool = False) -> Variable:
     """Largest element over `axis`; the first of several has the gradient. ValueError if empty."""
     return _extreme(a, axis, keepdims, np.argmax, "max")
 
 
-def min(a, axis=None, keepdims=False):
+def min(a: Operand, axis: Axis = None, keepdims: bool = False) -> Variable:
     """Smallest element over `axis`; the first of several has the gradient. ValueError if empty."""
     return _extreme(a, axis, keepdims, np.argmin, "min")
 
 
-def maxax(a, axis):
+def maxax(a: Operand, axis: int) -> Variable:
     """Largest element along one `axis`, which stays with length 1."""
     return max(a, axis, keepdims=True)
 
@@ -512,7 +517,7 @@ def _matmul(a, b):
     )
 
 
-def matmul(a, b):
+def matmul(a: Operand, b: Operand) -> Variable:
     """Matrix product as `numpy.matmul`: (..., i, k) @ (..., k, j), batches broadcast, or 1-D."""
     a, b = _whole(a), _whole(b)
     if not a.ndim or not b.ndim or a.shape[-1] != b.shape[builtins.max(-2, -b.ndim)]:
@@ -563,12 +568,12 @@ def _along(function, a, axis, operation):
     )
 
 
-def softmax(a, axis=-1):
+def softmax(a: Operand, axis: Axis = -1) -> Variable:
     """exp(a) / sum(exp(a)) along `axis`; each row is shifted by its own maximum first."""
     return _along(_softmax, a, axis, "softmax")
 
 
-def log_softmax(a, axis=-1):
+def log_softmax(a: Operand, axis: Axis = -1) -> Variable:
     """log(softmax(a)) along `axis`, finite for all finite `a`."""
     return _along(_log_softmax, a, axis, "log_softmax")
 
@@ -583,7 +588,7 @@ def _logsumexp(a, axis):
     return value.astype(a.dtype), lambda g, y, a: g * exp(a - y)
 
 
-def logsumexp(a, axis=None, keepdims=False):
+def logsumexp(a: Operand, axis: Axis = None, keepdims: bool = False) -> Variable:
     """log(sum(exp(a))) over `axis`, without overflow. ValueError where there is nothing to add."""
     a = _whole(a)
     axes = normalize_axes(axis, a.ndim, "logsumexp")
@@ -641,7 +646,9 @@ def _as_rows(a, axis):
     return a if a.ndim == 2 else reshape(a, (-1, a.shape[-1]))
 
 
-def softmax_cross_entropy(logits, labels, axis=-1, reduction="sum"):
+def softmax_cross_entropy(
+    logits: Operand, labels: Operand, axis: int = -1, reduction: str = "sum"
+) -> Variable:
     """Cross-entropy of softmax(logits) with integer labels, computed from the logits.
 
     Parameters
@@ -697,7 +704,7 @@ def _cross_entropy_of_softmax(probabilities, logits, labels, axis):
     return kernels.sum_to(losses, ()), shown_only(rule_probabilities), rule_logits
 
 
-def cross_entropy(y_pred, y_true, axis=-1):
+def cross_entropy(y_pred: Operand, y_true: Operand, axis: int = -1) -> Variable:
     """Cross-entropy of probabilities with integer labels: -sum(log(y_pred at the labels)).
 
     Parameters
@@ -742,7 +749,7 @@ def _logits_of(y_pred, axis):
 # ---------------------------------------------------------------------------- Variable's operators
 
 
-def enable_broadcast(a, b, matmul=False):
+def enable_broadcast(a: Variable, b: Variable, matmul: bool = False) -> tuple:
     """The two Variables, after a check that they broadcast (kept for operations written for 3.0.5).
 
     Gradients that come back larger than their Variable are summed down to it by `get_gradients`.
