@@ -158,7 +158,7 @@ cdef bint is_packed(Py_buffer *view) noexcept:
 cdef Operand read_as(object array, object dtype):
     """The array as C-contiguous, aligned numbers of `dtype`; a copy only where it is not so."""
     cdef Operand operand
-    if array.dtype is dtype:
+    if array.dtype is dtype or array.dtype == dtype:
         operand = hold(array, PyBUF_STRIDES)
         if is_packed(&operand.view):
             return operand
@@ -526,7 +526,7 @@ cdef Operand read_matrix(object array, int real):
     cdef Operand operand
     cdef Py_buffer *view
     cdef Py_ssize_t row, column, item
-    if array.dtype is REALS[real]:
+    if array.dtype is REALS[real] or array.dtype == REALS[real]:
         operand = hold(array, PyBUF_STRIDES)
         view = &operand.view
         row, column = view.strides[view.ndim - 2], view.strides[view.ndim - 1]

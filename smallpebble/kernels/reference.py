@@ -340,5 +340,6 @@ def adam_step(parameters, gradients, means, variances, steps, alpha, beta1, beta
         v *= beta2
         v += (1 - beta2) * np.square(g)
         step = alpha / (1 - beta1**t)
-        new.append(p - step * m / (np.sqrt(v / (1 - beta2**t)) + eps))
+        y = p - step * m / (np.sqrt(v / (1 - beta2**t)) + eps)
+        new.append(np.asarray(y, p.dtype))
     return new
