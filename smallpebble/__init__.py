@@ -5,7 +5,7 @@ Start with `core.py`, which holds the whole idea.
 
 from . import kernels
 from ._version import __version__
-from .config import num_threads, set_num_threads, show_config
+from .config import get_num_threads, num_threads, set_num_threads, show_config
 from .core import Variable, get_gradients, no_grad, primitive, stop_gradient
 from .images import (
     avgpool2d,
@@ -89,7 +89,8 @@ __all__ = [
     "Adam", "AssignmentError", "Lazy", "MissingGradientError", "Placeholder", "Variable", "Window",
     "__version__", "abs", "add", "add_at", "astype", "avgpool2d", "batch", "broadcast_to",
     "broadcastinfo", "clip", "concatenate", "conv2d", "convlayer", "cross_entropy", "div",
-    "enable_broadcast", "exp", "expand_dims", "get_gradients", "get_learnables", "getitem",
+    "enable_broadcast", "exp", "expand_dims", "get_gradients", "get_learnables", "get_num_threads",
+    "getitem",
     "he_init", "kernels", "leaky_relu", "learnable", "linearlayer", "log", "log_softmax",
     "logsumexp", "matmul", "matrix_transpose", "max", "maxax", "maximum", "maxpool2d", "mean",
     "min", "minimum", "mul", "neg", "no_grad", "np_strided_sliding_view", "num_threads", "onehot",

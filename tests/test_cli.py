@@ -367,6 +367,38 @@ def test_interrupted_training_keeps_what_it_has(tmp_path):
 
 
 @pytest.mark.skipif(not POSIX, reason="needs signals")
+def test_interrupted_training_whose_reader_has_gone_keeps_what_it_has(tmp_path):
+    # As in `train ... 2>&1 | tee log`, where Ctrl-C ends tee as well.
+    process = subprocess.Popen(
+        command("train", "mlp", "--steps", 1000000, "--save", "x.npz"),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert "Training" in process.stdout.readline()
+    time.sleep(0.3)
+    process.stdout.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 141
+    with np.load(tmp_path / "x.npz") as saved:
+        assert saved["steps"] > 0
+
+
+def test_what_was_measured_is_said_if_it_cannot_be_saved(monkeypatch, capsys):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    assert cli.main(["train", "mlp", "--steps", "2", "--save", "x.npz"]) == 1
+    said = capsys.readouterr()
+    assert "Final validation accuracy" in said.out
+    assert "Parameters:" not in said.out
+    assert "No space left on device" in said.err
+
+
+@pytest.mark.skipif(not POSIX, reason="needs signals")
 def test_interrupted_bench(tmp_path):
     args = ["bench", "--only", "readme_cnn", "--rounds", 1000, "--no-peers", "--json", "x.json"]
     code, _, err = start_and_interrupt(*args, cwd=tmp_path)
@@ -396,6 +428,27 @@ def test_an_interrupt_before_the_first_step_writes_nothing(monkeypatch, capsys, 
     assert cli.main(["train", "mlp", "--save", "x.npz"]) == 130
     assert "nothing is written" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not POSIX, reason="needs signals")
+def test_an_interrupt_of_the_last_evaluation_skips_it(monkeypatch, capsys, tmp_path):
+    count = train._count_correct
+
+    def interrupted(model, X, y, largest, stop=None):
+        if stop is None:
+            return count(model, X, y, largest)
+        os.kill(os.getpid(), signal.SIGINT)
+        return count(model, X, y, largest, stop)
+
+    monkeypatch.setattr(train, "_count_correct", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert cli.main(["train", "mlp", "--steps", "3", "--save", "x.npz"]) == 130
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "was not measured" in capsys.readouterr().out
+    assert np.isnan(np.load(tmp_path / "x.npz")["accuracy"])
 
 
 def test_an_interrupt_elsewhere_is_a_sentence(monkeypatch, capsys):

@@ -1,0 +1,321 @@
+"""A worker of `bench`: trains a README net with another library, in that library's interpreter.
+
+Run by its path, so it imports nothing of this package; ``smallpebble`` in here is an installation
+of another version, the interpreter's own. One request a line on stdin, one answer a line on stdout,
+both JSON; arrays come in an npz file. Every net takes the same batches and initial numbers::
+
+    {"do": "load", "library": "torch", "threads": 2}       -> {"version": "2.13.0"}
+    {"do": "net", "net": "readme_mlp", "file": "net.npz"}  -> {}
+    {"do": "train", "first": 0, "n": 20}                   -> {"seconds": 0.04, "losses": [...]}
+    {"do": "evaluate", "first": 0, "n": 20}                -> {"seconds": 0.01}
+"""
+
+import json
+import os
+import sys
+import time
+
+ALPHA, BETA1, BETA2, EPS = 0.001, 0.9, 0.999, 1e-8
+SLOPE = 0.02
+
+
+def limit_processors(threads):
+    """For libraries that take as many threads as they see processors."""
+    if hasattr(os, "sched_setaffinity"):
+        allowed = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, allowed[:threads])
+
+
+class SmallPebble:
+    """SmallPebble 3: the README's training loop, the layers given their numbers by hand."""
+
+    def __init__(self, threads):
+        import smallpebble
+
+        self.sp = smallpebble
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            self.version = version("smallpebble")
+        except PackageNotFoundError:
+            self.version = "of unknown version"
+
+    def net(self, name, parameters):
+        sp = self.sp
+        self.learnables = [sp.learnable(sp.Variable(p)) for p in parameters]
+        rest = iter(self.learnables)
+        self.x, self.y = sp.Placeholder(), sp.Placeholder()
+        h = self.x
+
+        def linear(h):
+            return sp.Lazy(lambda a, w, b: sp.matmul(a, w) + b)(h, next(rest), next(rest))
+
+        if name == "readme_mlp":
+            h = sp.Lazy(sp.leaky_relu)(linear(h))
+            h = sp.Lazy(sp.leaky_relu)(linear(h))
+        else:
+            for _ in range(3):
+                h = sp.Lazy(lambda a, k: sp.conv2d(a, k, "VALID", (1, 1)))(h, next(rest))
+                h = sp.Lazy(sp.leaky_relu)(h)
+                h = sp.Lazy(lambda a: sp.maxpool2d(a, 2, 2, strides=[2, 2]))(h)
+            h = sp.Lazy(lambda a: sp.reshape(a, [-1, 3 * 3 * 128]))(h)
+        self.scores = sp.Lazy(sp.softmax)(linear(h))
+        self.loss = sp.Lazy(sp.cross_entropy)(self.scores, self.y)
+        self.adam = sp.Adam(ALPHA, BETA1, BETA2, EPS)
+
+    def train(self, x, y):
+        self.x.assign_value(self.sp.Variable(x))
+        self.y.assign_value(y)
+        loss = self.loss.run()
+        self.adam.training_step(self.learnables, self.sp.get_gradients(loss))
+        return float(loss.array)
+
+    def evaluate(self, x):
+        self.x.assign_value(self.sp.Variable(x))
+        return self.scores.run().array.argmax(1)
+
+
+class Torch:
+    """PyTorch: channels_last, which its convolutions prefer, and its fused Adam."""
+
+    def __init__(self, threads):
+        import torch
+
+        self.torch = torch
+        torch.set_num_threads(threads)
+        self.version = torch.__version__
+
+    def net(self, name, parameters):
+        torch = self.torch
+        self.convolutional = name == "readme_cnn"
+        self.parameters = []
+        for p in parameters:
+            p = torch.from_numpy(p.copy())
+            if p.ndim == 4:
+                p = p.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
+            self.parameters.append(p.requires_grad_())
+        self.adam = torch.optim.Adam(
+            self.parameters, lr=ALPHA, betas=(BETA1, BETA2), eps=EPS, fused=True
+        )
+
+    def scores(self, x):
+        F = self.torch.nn.functional
+        h, rest = self.torch.from_numpy(x), iter(self.parameters)
+        if self.convolutional:
+            h = h.permute(0, 3, 1, 2)  # a view: in memory it is channels_last already
+            for _ in range(3):
+                h = F.leaky_relu(F.conv2d(h, next(rest)), SLOPE)
+                h = F.max_pool2d(h, 2, ceil_mode=True)
+            h = h.permute(0, 2, 3, 1).reshape(-1, 3 * 3 * 128)
+        else:
+            for _ in range(2):
+                weights, bias = next(rest), next(rest)
+                h = F.leaky_relu(self.torch.addmm(bias, h, weights), SLOPE)
+        weights, bias = rest
+        return self.torch.addmm(bias, h, weights)
+
+    def train(self, x, y):
+        F = self.torch.nn.functional
+        loss = F.cross_entropy(self.scores(x), self.torch.from_numpy(y), reduction="sum")
+        self.adam.zero_grad()
+        loss.backward()
+        self.adam.step()
+        return float(loss.detach())
+
+    def evaluate(self, x):
+        with self.torch.inference_mode():
+            return self.scores(x).argmax(1).numpy()
+
+
+class Jax:
+    """JAX: the whole step in one jitted function that gives its buffers back."""
+
+    def __init__(self, threads):
+        limit_processors(threads)
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
+        self.jax = jax
+        self.version = jax.__version__
+
+    def net(self, name, parameters):
+        jax, jnp = self.jax, self.jax.numpy
+
+        def scores(parameters, h):
+            rest = iter(parameters)
+            if name == "readme_cnn":
+                for _ in range(3):
+                    h = jax.lax.conv_general_dilated(
+                        h, next(rest), (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+                    )
+                    h = jnp.where(h > 0, h, SLOPE * h)
+                    h = jax.lax.reduce_window(
+                        h, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "SAME"
+                    )
+                h = h.reshape(-1, 3 * 3 * 128)
+            else:
+                for _ in range(2):
+                    h = h @ next(rest) + next(rest)
+                    h = jnp.where(h > 0, h, SLOPE * h)
+            return h @ next(rest) + next(rest)
+
+        def loss(parameters, x, y):
+            logs = jax.nn.log_softmax(scores(parameters, x))
+            return -jnp.take_along_axis(logs, y[:, None], 1).sum()
+
+        def step(parameters, m, v, t, x, y):
+            value, gradients = jax.value_and_grad(loss)(parameters, x, y)
+            t = t + 1
+            m = [BETA1 * m + (1 - BETA1) * g for m, g in zip(m, gradients)]
+            v = [BETA2 * v + (1 - BETA2) * g * g for v, g in zip(v, gradients)]
+            c1, c2 = 1 - BETA1**t, 1 - BETA2**t
+            parameters = [
+                p - (ALPHA * (m / c1) / (jnp.sqrt(v / c2) + EPS)).astype(p.dtype)
+                for p, m, v in zip(parameters, m, v)
+            ]
+            return parameters, m, v, t, value
+
+        self.parameters = [jnp.array(p) for p in parameters]
+        self.m = [jnp.zeros_like(p) for p in self.parameters]
+        self.v = [jnp.zeros_like(p) for p in self.parameters]
+        self.t = jnp.zeros((), self.parameters[0].dtype)
+        self.step = jax.jit(step, donate_argnums=(0, 1, 2, 3))
+        self.predict = jax.jit(lambda parameters, x: scores(parameters, x).argmax(1))
+
+    def train(self, x, y):
+        self.parameters, self.m, self.v, self.t, loss = self.step(
+            self.parameters, self.m, self.v, self.t, x, y
+        )
+        return float(loss)
+
+    def evaluate(self, x):
+        import numpy as np
+
+        return np.asarray(self.predict(self.parameters, x))
+
+
+class TensorFlow:
+    """TensorFlow: the step in one tf.function, with its fused Adam operation."""
+
+    def __init__(self, threads):
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+        import tensorflow as tf
+
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+        self.tf = tf
+        self.version = tf.__version__
+
+    def net(self, name, parameters):
+        tf = self.tf
+        dtype = parameters[0].dtype
+        parameters = [tf.Variable(p) for p in parameters]
+        m = [tf.Variable(tf.zeros_like(p)) for p in parameters]
+        v = [tf.Variable(tf.zeros_like(p)) for p in parameters]
+        powers = [tf.Variable(tf.constant(beta, dtype)) for beta in (BETA1, BETA2)]
+
+        def scores(h):
+            rest = iter(parameters)
+            if name == "readme_cnn":
+                for _ in range(3):
+                    h = tf.nn.leaky_relu(tf.nn.conv2d(h, next(rest), 1, "VALID"), SLOPE)
+                    h = tf.nn.max_pool2d(h, 2, 2, "SAME")
+                h = tf.reshape(h, [-1, 3 * 3 * 128])
+            else:
+                for _ in range(2):
+                    h = tf.nn.leaky_relu(tf.matmul(h, next(rest)) + next(rest), SLOPE)
+            return tf.matmul(h, next(rest)) + next(rest)
+
+        def step(x, y):
+            with tf.GradientTape() as tape:
+                losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, scores(x))
+                loss = tf.reduce_sum(losses)
+            gradients = tape.gradient(loss, parameters)
+            # The operation adds epsilon to the root of v before v's start bias is taken out.
+            epsilon = EPS * tf.sqrt(1 - powers[1])
+            for p, m_, v_, g in zip(parameters, m, v, gradients):
+                tf.raw_ops.ResourceApplyAdam(
+                    var=p.handle,
+                    m=m_.handle,
+                    v=v_.handle,
+                    beta1_power=powers[0],
+                    beta2_power=powers[1],
+                    lr=tf.constant(ALPHA, dtype),
+                    beta1=tf.constant(BETA1, dtype),
+                    beta2=tf.constant(BETA2, dtype),
+                    epsilon=epsilon,
+                    grad=g,
+                )
+            powers[0].assign(powers[0] * BETA1)
+            powers[1].assign(powers[1] * BETA2)
+            return loss
+
+        self.step = tf.function(step)
+        self.predict = tf.function(lambda x: tf.argmax(scores(x), 1))
+
+    def train(self, x, y):
+        return float(self.step(self.tf.constant(x), self.tf.constant(y)))
+
+    def evaluate(self, x):
+        return self.predict(self.tf.constant(x)).numpy()
+
+
+LIBRARIES = {"smallpebble": SmallPebble, "torch": Torch, "jax": Jax, "tensorflow": TensorFlow}
+
+
+class Worker:
+    """Carries out the requests."""
+
+    def load(self, library, threads):
+        self.library = LIBRARIES[library](threads)
+        return {"version": self.library.version}
+
+    def net(self, net, file):
+        import numpy as np
+
+        with np.load(file, allow_pickle=False) as arrays:
+            n = sum(name.startswith("parameter") for name in arrays)
+            parameters = [arrays[f"parameter{i}"] for i in range(n)]
+            self.images, self.labels = arrays["images"], arrays["labels"]
+        self.library.net(net, parameters)
+        return {}
+
+    def batches(self, first, n):
+        for i in range(first, first + n):
+            i %= len(self.images)
+            yield self.images[i], self.labels[i]
+
+    def train(self, first, n):
+        started = time.perf_counter()
+        losses = [self.library.train(x, y) for x, y in self.batches(first, n)]
+        return {"seconds": time.perf_counter() - started, "losses": losses}
+
+    def evaluate(self, first, n):
+        started = time.perf_counter()
+        for x, _ in self.batches(first, n):
+            self.library.evaluate(x)
+        return {"seconds": time.perf_counter() - started}
+
+
+def main():
+    # What a library prints must not end up among the answers.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    worker = Worker()
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = getattr(worker, request.pop("do"))(**request)
+        except Exception as error:
+            text = (str(error).strip() or "no message").splitlines()[0]
+            answer = {"error": f"{type(error).__name__}: {text}"}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    # Python puts the folder of a script first: its modules would hide others of the same name.
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:] = [folder for folder in sys.path if os.path.abspath(folder or ".") != here]
+    main()
