@@ -290,6 +290,9 @@ def primitive(
     code = getattr(function, "__code__", None)
     names = code.co_varnames[: code.co_argcount] if code else ()
 
+    module = getattr(function, "__module__", None) or ""
+    is_own = module.partition(".")[0] == __name__.partition(".")[0]
+
     @functools.wraps(function)
     def operation(*args, **kwargs):
         if kwargs:
@@ -297,7 +300,10 @@ def primitive(
                 if name not in kwargs:
                     break
                 args += (kwargs.pop(name),)
-        values = [a._array if isinstance(a, Variable) else a for a in args]
+        if is_own:
+            values = [a._array if isinstance(a, Variable) else a for a in args]
+        else:  # somebody else's function may keep what it is shown, and what it returns
+            values = [a.array if isinstance(a, Variable) else a for a in args]
         variables = [a for a in args if isinstance(a, Variable)]
         if operands and 0 < len(variables) < operands:
             _take_dtype(args, values, variables, operands)
@@ -317,7 +323,7 @@ def primitive(
         result = Variable(y)
         y = result._array
         if y.base is None and not any(y is value for value in values):
-            result._private = True
+            result._private = is_own
         else:
             if any(variable._lent for variable in variables):
                 y = result._array = y.copy()
@@ -328,9 +334,7 @@ def primitive(
         return result
 
     operation.linear = linear
-    operation.is_own = (
-        getattr(function, "__module__", "").partition(".")[0] == __name__.partition(".")[0]
-    )
+    operation.is_own = is_own
     return operation
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from . import kernels
 from .core import Variable
@@ -12,6 +14,8 @@ from .images import conv2d
 from .lazy import Lazy, learnable
 from .ops import add, astype, matmul
 from .shapes import as_int
+
+Random = Any  # a numpy.random.Generator, a seed for one, or None
 
 
 def _source(rng):
@@ -38,7 +42,7 @@ def _float_dtype(operation: str, dtype) -> np.dtype:
     return dtype
 
 
-def he_init(insize: int, outsize: int, rng=None) -> np.ndarray:
+def he_init(insize: int, outsize: int, rng: Random = None) -> np.ndarray:
     """Initial weights (insize, outsize), float64: uniform within +-sqrt(1 / (insize + outsize)).
 
     The distribution of SmallPebble 3.0.5, kept under its name; half as wide as the uniform one of
@@ -51,7 +55,11 @@ def he_init(insize: int, outsize: int, rng=None) -> np.ndarray:
 
 
 def linearlayer(
-    insize: int, outsize: int, dtype=np.float32, bias: bool = True, rng=None
+    insize: int,
+    outsize: int,
+    dtype: DTypeLike = np.float32,
+    bias: bool = True,
+    rng: Random = None,
 ) -> Callable[..., Lazy]:
     """A fully connected layer, ``a @ weights + bias``.
 
@@ -88,9 +96,9 @@ def convlayer(
     n_kernels: int,
     padding: str = "VALID",
     strides: tuple[int, int] = (1, 1),
-    dtype=np.float32,
+    dtype: DTypeLike = np.float32,
     bias: bool = False,
-    rng=None,
+    rng: Random = None,
 ) -> Callable[..., Lazy]:
     """A convolutional layer: `conv2d` with `n_kernels` kernels of height x width x depth.
 
@@ -134,7 +142,7 @@ def _labels(operation: str, y) -> np.ndarray:
     return y
 
 
-def onehot(y: np.ndarray, n_classes: int, dtype=np.float64) -> np.ndarray:
+def onehot(y: np.ndarray, n_classes: int, dtype: DTypeLike = np.float64) -> np.ndarray:
     """Labels (n,), each 0 to n_classes - 1, as rows (n, n_classes) of zeros with a single one."""
     y = _labels("onehot", y)
     (n_classes,) = _sizes("onehot", n_classes=n_classes)

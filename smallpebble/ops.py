@@ -246,7 +246,8 @@ def _alike(a, b):
 @primitive(linear=True)
 def astype(a: Operand, dtype: Any) -> Any:
     """`a` in another real dtype; the gradient comes back in that of `a`."""
-    return np.asarray(a).astype(dtype, copy=False), lambda g, y, a: astype(g, a.dtype)
+    y = np.asarray(a).astype(dtype, copy=False)
+    return y, lambda g, y, a: astype(g, a.dtype) if a.dtype.kind == "f" else g
 
 
 # --------------------------------------------------------------------------------------- shapes
@@ -737,7 +738,7 @@ def _logits_of(y_pred, axis):
     if getattr(node, "operation", None) is not _softmax or node.inputs[1] != axis:
         return None
     logits = node.inputs[0]
-    if not isinstance(logits, Variable):
+    if not isinstance(logits, Variable) or logits.shape != y_pred.shape:
         return None
     if not (y_pred._private and logits._private):  # somebody may have written into an array
         again = kernels.softmax(_inexact(logits._array), axis)

@@ -1,5 +1,7 @@
 """Every compiled kernel against its NumPy oracle, on the machine where it is to be trusted."""
 
+from __future__ import annotations
+
 import sys
 import zlib
 
@@ -11,7 +13,7 @@ from .kernels.catalogue import KERNELS, compare, expect
 _DTYPES = (np.float32, np.float64)
 
 
-def self_test(tier=None, verbose=True):
+def self_test(tier: str | None = None, verbose: bool = True) -> bool:
     """Try every kernel on small arrays of all awkward sizes; True if all are right. Takes seconds.
 
     Parameters

@@ -1048,6 +1048,37 @@ def test_rules_that_return_what_they_were_given_do_not_make_gradients_alias():
     assert np.array_equal(gradients[b], [1, 1, 1])
 
 
+def test_an_operation_of_the_users_may_use_its_arrays_again():
+    buffer, seen = np.zeros(3), []
+
+    @sp.primitive
+    def into_buffer(a):
+        np.exp(a, out=buffer)
+        return buffer, lambda g, y, a: g * y
+
+    x, w = variables((3,), (3,))
+    expected = np.exp(x.array)
+    gradients = sp.get_gradients(sp.sum(into_buffer(x)))
+    buffer[:] = 0
+    assert np.allclose(gradients[x], expected)
+
+    @sp.primitive
+    def watched(a):
+        seen.append(a)
+        return a * 2, lambda g, y, a: g * 2
+
+    h = sp.exp(x)
+    gradients = sp.get_gradients(sp.sum(h * w) + sp.sum(watched(h)))
+    seen[0][:] = 0
+    assert np.allclose(gradients[w], expected)
+
+    h = sp.exp(x)
+    gradients = sp.get_gradients(sp.sum(h * w))
+    watched(h)
+    seen[1][:] = 0
+    assert np.allclose(gradients[w], expected)
+
+
 def test_lists_given_as_parameters_may_change_afterwards():
     x = sp.Variable(np.arange(12.0).reshape(3, 4))
 
@@ -1429,6 +1460,21 @@ def test_integer_variables():
     assert np.allclose(sp.get_gradients(sp.exp(i))[i], np.exp([1, 2, 3]))
     assert (i / 2).dtype == np.float64
     assert sp.sum(sp.Variable([True, True])).item() == 2
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, bool])
+def test_gradients_of_integers_are_not_cut_to_integers(dtype):
+    pixels = sp.Variable(np.array([1, 0, 1], dtype))
+    for front in (
+        lambda v: v * 1.0,
+        lambda v: sp.astype(v, np.float64),
+        lambda v: sp.astype(sp.reshape(v, (1, 3)), np.float64)[0],
+        lambda v: sp.astype(v[[0, 1, 2]], np.float64),
+        lambda v: sp.sum(sp.reshape(v, (1, 3)), 0) * 1.0,
+    ):
+        y = sp.sum(sp.square(front(pixels) - 0.25) * 0.5)
+        gradient = sp.get_gradients(y)[pixels]
+        assert np.allclose(gradient, [0.75, -0.25, 0.75])
 
 
 def test_byte_swapped_variables():
