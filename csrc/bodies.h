@@ -5,6 +5,7 @@
 #include "pooling.inc"
 #include "sums.inc"
 #include "elementwise.inc"
+#include "winograd.inc"
 #undef VEC
 #undef LANES
 #undef MASK
@@ -14,6 +15,7 @@
 #undef ROW_TASK
 #undef ROW_KERNEL
 #undef LEAKY_KERNEL
+#undef BOTH_WAYS
 #undef TILES_TO_5
 #undef TILES_TO_8
 #undef TILES_TO_12

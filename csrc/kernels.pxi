@@ -13,7 +13,7 @@ from libc.string cimport memcpy
 
 import numpy as np
 
-from smallpebble.kernels import _alloc
+from smallpebble.kernels import _alloc, _choice
 from smallpebble.kernels import _pool
 from smallpebble.kernels import reference
 
@@ -46,6 +46,9 @@ cdef extern from "kernels.h" nogil:
     const conv_function *conv2d_table
     const conv_function *conv2d_grad_images_table
     const conv_function *conv2d_grad_kernels_table
+    const conv_function *winograd_table
+    const conv_function *winograd_grad_images_table
+    const conv_function *winograd_grad_kernels_table
     const window_function *maxpool2d_table
     const window_function *maxpool2d_gather_table
     const window_function *maxpool2d_scatter_table
@@ -233,11 +236,26 @@ cdef bint is_weights(Operand a, const geometry *s) noexcept:
     return a.view.ndim == 4 and a.view.shape[0] == s.kh and a.view.shape[1] == s.kw
 
 
-cdef object convolve(conv_function *table, str kernel, geometry *s, Operand a, Operand b,
-                     tuple shape, int real):
+cdef bint use_winograd(const geometry *s) except -1:
+    """Whether to convolve by Winograd's algorithm: where it applies, and is asked for or pays.
+
+    The choice depends on the shapes alone, so that results do not depend on the threads.
+    """
+    cdef str wanted = _choice.algorithm
+    cdef Py_ssize_t tiles = ((s.oh + 2) // 3) * ((s.ow + 2) // 3)
+    if wanted == "direct" or s.kh != 3 or s.kw != 3 or s.sy != 1 or s.sx != 1:
+        return False
+    if wanted == "winograd":
+        return True
+    return (s.c >= 16 and s.m >= 16 and s.n * tiles >= 32 and s.n >= 4
+            and 9 * tiles <= 2 * s.oh * s.ow)
+
+
+cdef object convolve(conv_function *direct, conv_function *winograd, str kernel, geometry *s,
+                     Operand a, Operand b, tuple shape, int real):
     """Run one of the three convolutions, all of whose sizes are in `s`."""
     cdef Operand y = fresh(shape, REALS[real])
-    cdef conv_function function = table[real]
+    cdef conv_function function = winograd[real] if use_winograd(s) else direct[real]
     cdef int status = 0
     if s.n == 0 or s.c == 0 or s.m == 0:
         y.array[...] = 0
@@ -261,7 +279,8 @@ def conv2d(images, kernels, window):
         misfit("conv2d", (images, kernels))
     s.n, s.c, s.m = x.view.shape[0], x.view.shape[3], k.view.shape[3]
     shape = (s.n, s.oh, s.ow, s.m)
-    return convolve(<conv_function *>conv2d_table, "conv2d", &s, x, k, shape, real)
+    return convolve(<conv_function *>conv2d_table, <conv_function *>winograd_table, "conv2d", &s,
+                    x, k, shape, real)
 
 
 def conv2d_grad_images(g, kernels, window):
@@ -279,7 +298,8 @@ def conv2d_grad_images(g, kernels, window):
         misfit(name, (g, kernels))
     s.n, s.c, s.m = x.view.shape[0], k.view.shape[2], k.view.shape[3]
     shape = (s.n, s.h, s.w, s.c)
-    return convolve(<conv_function *>conv2d_grad_images_table, name, &s, x, k, shape, real)
+    return convolve(<conv_function *>conv2d_grad_images_table,
+                    <conv_function *>winograd_grad_images_table, name, &s, x, k, shape, real)
 
 
 def conv2d_grad_kernels(g, images, window):
@@ -297,7 +317,8 @@ def conv2d_grad_kernels(g, images, window):
         misfit(name, (g, images))
     s.n, s.c, s.m = k.view.shape[0], k.view.shape[3], x.view.shape[3]
     shape = (s.kh, s.kw, s.c, s.m)
-    return convolve(<conv_function *>conv2d_grad_kernels_table, name, &s, x, k, shape, real)
+    return convolve(<conv_function *>conv2d_grad_kernels_table,
+                    <conv_function *>winograd_grad_kernels_table, name, &s, x, k, shape, real)
 
 
 cdef object over_windows(window_function *table, str kernel, geometry *s, Operand x, Operand y,

@@ -74,7 +74,7 @@ class Variable:
     Assigning a new array to ``variable.array`` does not disturb what was recorded before.
     """
 
-    __slots__ = ("__dict__", "__weakref__", "_array", "_lent", "_node", "_private")
+    __slots__ = ("__dict__", "__weakref__", "_array", "_later", "_lent", "_node", "_private")
     __array_ufunc__ = None  # ndarray + Variable is left to Variable.__radd__
     is_learnable = False
 
@@ -111,11 +111,22 @@ class Variable:
 
     def __init__(self, array: Any, local_gradients: list | None = None) -> None:
         self._array = _as_array(array)
+        self._later = None
         self._private = False  # made by an operation, and nobody has looked at it
         self._lent = False  # a gradient that is still to be computed counts on the array
         self._node = None
         if local_gradients and _recording.get():
             self.local_gradients = local_gradients
+
+    def __getattr__(self, name: str):
+        # Only called where an attribute is missing, as `_array` is until it is computed.
+        if name == "_array":
+            later = self._later
+            if later is not None:
+                self._array = later.compute()
+                self._later = None
+            return object.__getattribute__(self, "_array")
+        raise AttributeError(f"a Variable has no attribute {name!r}")
 
     @property
     def array(self) -> np.ndarray:
@@ -312,7 +323,7 @@ def primitive(
             raise TypeError(f"{function.__name__} must return a tuple: its value, then its rules")
         y, *rules = returned
         if not variables:
-            return y
+            return y.compute() if type(y) is Later else y
         n = len(rules)
         for variable in (*args[n:], *kwargs.values()):
             if isinstance(variable, Variable):
@@ -320,6 +331,11 @@ def primitive(
                     f"{function.__name__}: a Variable stands where there is no gradient to "
                     "compute: pass its array"
                 )
+        if type(y) is Later:
+            (source,) = variables
+            if source._private:
+                return _computed_later(operation, args, values, rules, y)
+            y = y.compute()
         result = Variable(y)
         y = result._array
         if y.base is None and not any(y is value for value in values):
@@ -336,6 +352,48 @@ def primitive(
     operation.linear = linear
     operation.is_own = is_own
     return operation
+
+
+class Later:
+    """The value of a primitive of one input that is computed when somebody needs it.
+
+    An operation that takes a short cut past it never does (see `pass_by`).
+    """
+
+    __slots__ = ("arguments", "compute", "operation")
+
+    def __init__(self, compute: Callable[[], np.ndarray]) -> None:
+        self.compute = compute
+
+
+def _computed_later(operation, args, values, rules, later) -> Variable:
+    args[0]._lent = True  # its array must stay as it is until then
+    later.operation, later.arguments = operation, args
+    result = Variable.__new__(Variable)
+    result._later, result._private, result._lent, result._node = later, True, False, None
+    if _recording.get():
+        result._node = _Node(operation, args, values[: len(rules)], rules, later)
+    return result
+
+
+def not_computed(v, operation) -> tuple | None:
+    """The arguments of `operation` that would give `v`, if nobody has needed its value so far."""
+    later = getattr(v, "_later", None)
+    return later.arguments if later is not None and later.operation is operation else None
+
+
+def pass_by(result: Variable, place: int, passed: Variable) -> Variable:
+    """Make `passed` the input at `place` of `result`, which was computed without its value.
+
+    The rule at that place must be `shown_only`: the gradient is shown to who asks for it, but goes
+    on by the short cut.
+    """
+    node = result._node
+    if node is not None:
+        like = passed._later.arguments[0]._array  # of the shape and dtype of the value
+        node.inputs = (*node.inputs[:place], passed, *node.inputs[place + 1 :])
+        node.values = [*node.values[:place], like, *node.values[place + 1 :]]
+    return result
 
 
 def _take_dtype(args, values, variables, operands):
@@ -464,7 +522,8 @@ class Gradients(MutableMapping):
         self._frozen = {}  # Variable -> (values, y) to use in place of what its node recorded
         self._given = {}  # what readers have, or have assigned
         order = _topological_order(result, self._edges)
-        value = result._array if type(result._node) is not _Node else result._node.y
+        recorded = type(result._node) is _Node and type(result._node.y) is np.ndarray
+        value = result._node.y if recorded else result._array
         seed = np.ones(value.shape, value.dtype)
         self._g = {result: Variable(seed) if differentiable else seed}
         if wrt is not None:
@@ -692,7 +751,7 @@ def _as_variables(consumer: Variable, node):
     """The inputs and output of a node as Variables, linked to the graph also if rebound since."""
 
     def linked(v, value):
-        if not isinstance(v, Variable) or v._array is value:
+        if not isinstance(v, Variable) or type(value) is Later or v._array is value:
             return v
         link = Variable(value)
         link._node = _Node(_copy, (v,), [value], [lambda g, y, a: g], value)

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from . import kernels
-from .core import Variable, primitive
-from .ops import Operand, _whole, pad
+from .core import Variable, not_computed, pass_by, primitive, shown_only
+from .ops import Operand, _inexact, _leaky_relu_grad, _whole, leaky_relu, pad
 from .shapes import as_int, pad_amounts, window
 
 
@@ -106,14 +106,34 @@ def maxpool2d(
     Variable (n, output height, output width, channels)
     """
     images = _whole(images)
-    geometry = window("maxpool2d", images.shape, (kernheight, kernwidth), strides, padding)
-    return _maxpool2d(images, geometry)
+    size = (kernheight, kernwidth)
+    arguments = not_computed(images, leaky_relu)
+    if arguments:
+        a, alpha = (*arguments, 0.02)[:2]
+        if alpha >= 0:
+            geometry = window("maxpool2d", a.shape, size, strides, padding)
+            return pass_by(_maxpool2d_of_leaky_relu(a, None, alpha, geometry), 1, images)
+    return _maxpool2d(images, window("maxpool2d", images.shape, size, strides, padding))
 
 
 @primitive(linear=True)
 def _maxpool2d(images, window):
     values, indices = kernels.maxpool2d(images, window)
     return values, lambda g, y, images: _scatter(g, indices, window)
+
+
+@primitive
+def _maxpool2d_of_leaky_relu(a, images, alpha, window):
+    """maxpool2d(leaky_relu(a)) as leaky_relu(maxpool2d(a)), since leaky_relu never falls.
+
+    `images`, the large array between the two, is neither written nor read.
+    """
+    largest, indices = kernels.maxpool2d(a, window)
+    return (
+        kernels.leaky_relu(_inexact(largest), alpha),
+        lambda g, y, *_: _scatter(_leaky_relu_grad(g, y, alpha), indices, window),
+        shown_only(lambda g, *_: _scatter(g, indices, window)),
+    )
 
 
 @primitive(linear=True)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from . import kernels
-from .core import Variable, primitive, shown_only
+from .core import Later, Variable, primitive, shown_only
 from .shapes import as_int, broadcast_shape, kept_shape, normalize_axes, normalize_pad_width
 
 Operand = Variable | np.ndarray | Sequence | float  # what an operation takes
@@ -185,7 +185,8 @@ def relu(a: Operand) -> Any:
 @primitive
 def leaky_relu(a: Operand, alpha: float = 0.02) -> Any:
     """`a` where a > 0, else alpha * a; slope `alpha` at 0."""
-    return kernels.leaky_relu(_inexact(a), alpha), lambda g, y, a: _leaky_relu_grad(g, a, alpha)
+    value = Later(lambda: kernels.leaky_relu(_inexact(a), alpha))
+    return value, lambda g, y, a: _leaky_relu_grad(g, a, alpha)
 
 
 @primitive

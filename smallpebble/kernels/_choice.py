@@ -1,0 +1,53 @@
+"""Which algorithm the compiled convolutions use, read by them at every call."""
+
+from __future__ import annotations
+
+import os
+
+ALGORITHMS = ("auto", "direct", "winograd")
+
+
+def check(name: str) -> str:
+    """`name`, if it is one of the algorithms; else a ValueError."""
+    if name not in ALGORITHMS:
+        raise ValueError(f"unknown algorithm {name!r}: choose one of {', '.join(ALGORITHMS)}")
+    return name
+
+
+class use_conv:
+    """Choose the algorithm of `conv2d` and its gradients: at once, or for a ``with`` block.
+
+    Parameters
+    ----------
+    algorithm : "auto", "direct" or "winograd"
+        "winograd" is taken for 3x3 windows with stride 1, and "direct" for all others; "auto" takes
+        it where it is faster. Both round equally well, but by Winograd's algorithm a NaN or
+        infinity spreads to neighbouring outputs, and sums of integers are not exact.
+
+    The choice holds for the whole process. `SMALLPEBBLE_CONV` sets it from outside.
+    """
+
+    def __init__(self, algorithm: str) -> None:
+        self._previous = _get()
+        _set(check(algorithm))
+
+    def __enter__(self) -> use_conv:
+        return self
+
+    def __exit__(self, *exc) -> None:
+        _set(self._previous)
+
+
+def _get() -> str:
+    return algorithm
+
+
+def _set(name: str) -> None:
+    global algorithm
+    algorithm = name
+
+
+try:
+    algorithm = check(os.environ.get("SMALLPEBBLE_CONV", "").strip().lower() or "auto")
+except ValueError as error:
+    raise ImportError(f"SMALLPEBBLE_CONV: {error}") from None
