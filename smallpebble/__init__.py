@@ -17,7 +17,7 @@ from .images import (
     patches_index,
     strided_sliding_view,
 )
-from .kernels import use_kernels
+from .kernels import use_conv, use_kernels
 from .lazy import AssignmentError, Lazy, Placeholder, get_learnables, learnable
 from .nn import batch, convlayer, he_init, linearlayer, onehot
 from .ops import (
@@ -97,5 +97,6 @@ __all__ = [
     "pad", "pad_amounts", "padding2d", "patches", "patches_index", "power", "primitive", "relu",
     "reshape", "self_test", "set_num_threads", "setat", "sgd_step", "show_config", "sigmoid",
     "softmax", "softmax_cross_entropy", "sqrt", "square", "squeeze", "stack", "stop_gradient",
-    "strided_sliding_view", "sub", "sum", "sum_to", "tanh", "transpose", "use_kernels", "where",
+    "strided_sliding_view", "sub", "sum", "sum_to", "tanh", "transpose", "use_conv", "use_kernels",
+    "where",
 ]  # fmt: skip

@@ -9,7 +9,7 @@ import numpy as np
 
 from . import kernels
 from ._version import __version__
-from .kernels import _pool, _threads
+from .kernels import _choice, _pool, _threads
 
 
 class num_threads:
@@ -60,6 +60,7 @@ def show_config(mode: str = "stdout") -> dict | None:
             tier: "in use" if tier == kernels.active() else reason or "available"
             for tier, reason in kernels.tiers().items()
         },
+        "convolution": _choice.current(),
         "threads": get_num_threads(),
         "threads from": _threads.source,
     }

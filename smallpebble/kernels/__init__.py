@@ -13,6 +13,7 @@ import os
 import warnings
 
 from . import _threads, reference
+from ._choice import use_conv
 from .catalogue import NAMES
 
 TIERS = ("avx512", "avx2", "baseline", "reference")  # best first
@@ -134,5 +135,6 @@ __all__ = [
     "load",
     "reference",
     "tiers",
+    "use_conv",
     "use_kernels",
 ]

@@ -28,7 +28,7 @@ class use_conv:
     """
 
     def __init__(self, algorithm: str) -> None:
-        self._previous = _get()
+        self._previous = current()
         _set(check(algorithm))
 
     def __enter__(self) -> use_conv:
@@ -38,7 +38,8 @@ class use_conv:
         _set(self._previous)
 
 
-def _get() -> str:
+def current() -> str:
+    """The algorithm in use."""
     return algorithm
 
 
