@@ -316,6 +316,11 @@ def primitive(
         else:  # somebody else's function may keep what it is shown, and what it returns
             values = [a.array if isinstance(a, Variable) else a for a in args]
         variables = [a for a in args if isinstance(a, Variable)]
+        if len(variables) < len(args):
+            for a in values:
+                if isinstance(a, np.ndarray) and a.dtype.kind not in "fiub":
+                    name = function.__name__.lstrip("_")
+                    raise TypeError(f"{name}: expected real numbers, got dtype {a.dtype}")
         if operands and 0 < len(variables) < operands:
             _take_dtype(args, values, variables, operands)
         returned = function(*values, **kwargs)

@@ -298,7 +298,11 @@ def patches_index(
     Returns ((rows, columns), output height, output width, number of windows); rows and columns have
     the shape (number of windows, kernheight * kernwidth).
     """
-    if kernheight > imheight or kernwidth > imwidth or min(stride_y, stride_x) < 1:
+    sizes = (imheight, imwidth, kernheight, kernwidth, stride_y, stride_x)
+    imheight, imwidth, kernheight, kernwidth, stride_y, stride_x = sizes = [
+        as_int(n, "patches_index: sizes") for n in sizes
+    ]
+    if kernheight > imheight or kernwidth > imwidth or min(sizes) < 1 or max(sizes) >= 2**31:
         raise ValueError(
             f"patches_index: a window of {(kernheight, kernwidth)} with strides "
             f"{(stride_y, stride_x)} does not fit an image of {(imheight, imwidth)}"

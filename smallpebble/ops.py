@@ -30,9 +30,17 @@ def _array(a) -> np.ndarray:
     return a._array if isinstance(a, Variable) else np.asarray(a)
 
 
+def _numbers(a) -> np.ndarray:
+    """Plain real numbers as an array; a TypeError for anything else (None, dates, text)."""
+    a = np.asarray(a)
+    if a.dtype.kind not in "fiub":
+        raise TypeError(f"expected real numbers, got {a.dtype} {a!r}")
+    return a
+
+
 def _inexact(a) -> np.ndarray:
     """`a` as a floating array: integers become float64."""
-    a = np.asarray(a)
+    a = _numbers(a)
     return a if a.dtype.kind == "f" else a.astype(np.float64)
 
 
@@ -173,13 +181,15 @@ def sigmoid(a: Operand) -> Any:
     """1 / (1 + exp(-a)), without overflow on either side."""
     a = _inexact(a)
     e = np.exp(-np.abs(a))
-    return np.where(a < 0, e, 1) / (1 + e), lambda g, y, a: g * y * (1 - y)
+    one = a.dtype.type(1)
+    return np.where(a < 0, e, one) / (one + e), lambda g, y, a: g * y * (1 - y)
 
 
 @primitive
 def relu(a: Operand) -> Any:
     """max(a, 0), with slope 0 at 0."""
-    return np.maximum(a, 0), lambda g, y, a: where(_array(a) <= 0, 0, g)
+    zero = np.asarray(a).dtype.type(0)
+    return np.maximum(a, zero), lambda g, y, a: where(_array(a) <= 0, 0, g)
 
 
 @primitive
@@ -201,7 +211,7 @@ def clip(a: Operand, low: Any = None, high: Any = None) -> Any:
     if low is None and high is None:
         raise ValueError("clip: give at least one of low and high")
     a = np.asarray(a)
-    low, high = (x if x is None else np.asarray(x, a.dtype) for x in (low, high))
+    low, high = (x if x is None else _numbers(x).astype(a.dtype) for x in (low, high))
     inside = np.ones(a.shape, bool)
     for bound, outside in ((low, np.less), (high, np.greater)):
         if bound is not None:
@@ -226,7 +236,7 @@ def where(condition: Operand, a: Operand, b: Operand) -> Variable:
     condition = np.array(_array(condition), bool)
     for x, other in ((a, b), (b, a)):
         if isinstance(x, (Variable, np.ndarray)) and not isinstance(other, (Variable, np.ndarray)):
-            number = np.asarray(other).astype(x.dtype if x.dtype.kind == "f" else None)
+            number = _numbers(other).astype(x.dtype if x.dtype.kind == "f" else None)
             a, b = (x, number) if x is a else (number, x)
             break
     a, b = _alike(a, b)
@@ -239,7 +249,7 @@ def _alike(a, b):
     """An array beside a floating Variable, taken into the Variable's dtype."""
     for x, other in ((a, b), (b, a)):
         if isinstance(x, Variable) and not isinstance(other, Variable) and x.dtype.kind == "f":
-            taken = np.asarray(other).astype(x.dtype)
+            taken = _numbers(other).astype(x.dtype)
             return (x, taken) if x is a else (taken, x)
     return a, b
 
@@ -261,8 +271,8 @@ def _sum_to(a, shape):
 
 def sum_to(a: Operand, shape: Sequence[int]) -> Variable:
     """`a` summed down to `shape`, which broadcasts to that of `a`: undoes `broadcast_to`."""
-    shape = tuple(shape)
-    return a if a.shape == shape else _sum_to(_whole(a), shape)
+    a, shape = _whole(a), _shape(shape, "sum_to")
+    return a if a.shape == shape else _sum_to(a, shape)
 
 
 @primitive(linear=True)
@@ -272,15 +282,19 @@ def _broadcast_to(a, shape):
 
 def broadcast_to(a: Operand, shape: int | Sequence[int]) -> Variable:
     """`a` repeated to `shape`."""
-    a = _whole(a)
-    shape = tuple(shape) if isinstance(shape, (tuple, list)) else (shape,)
+    a, shape = _whole(a), _shape(shape, "broadcast_to")
     if broadcast_shape(a.shape, shape, "broadcast_to") != shape:
         raise ValueError(f"broadcast_to: shape {a.shape} does not broadcast to {shape}")
     return a if a.shape == shape else _broadcast_to(a, shape)
 
 
 def _whole(a):
-    return a if isinstance(a, Variable) else np.asarray(a)
+    return a if isinstance(a, Variable) else _numbers(a)
+
+
+def _shape(shape, operation):
+    shape = shape if isinstance(shape, (tuple, list)) else (shape,)
+    return tuple(as_int(size, f"{operation}: shape") for size in shape)
 
 
 @primitive(linear=True)
@@ -385,6 +399,8 @@ def _own_index(indices):
     if isinstance(indices, tuple):
         return tuple(_own_index(i) for i in indices)
     if isinstance(indices, (np.ndarray, list, Variable)):
+        if _array(indices).dtype.kind == "u" and np.any(_array(indices) > np.iinfo(np.intp).max):
+            raise IndexError(f"index {_array(indices).max()} is out of range")  # NumPy wraps it
         return np.array(
             _array(indices), dtype=np.intp if isinstance(indices, list) and not indices else None
         )

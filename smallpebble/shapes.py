@@ -91,7 +91,9 @@ def broadcastinfo(
 
 def pad_amounts(array_length: int, stride: int, kern_length: int) -> tuple[int, int]:
     """Padding (front, end) of one axis for "SAME": ceil(length / stride) windows, as TensorFlow."""
-    if array_length < 1 or stride < 1 or kern_length < 1:
+    sizes = (array_length, stride, kern_length)
+    array_length, stride, kern_length = (as_int(n, "pad_amounts: sizes") for n in sizes)
+    if min(array_length, stride, kern_length) < 1:
         raise ValueError(
             "pad_amounts: length, stride and kernel length must be at least 1, got "
             f"{array_length}, {stride} and {kern_length}"

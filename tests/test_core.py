@@ -567,12 +567,12 @@ def test_gradients_are_used_like_a_dict():
     a, b = variables((2,), (2,))
     y = a * b
     gradients = sp.get_gradients(y)
-    assert set(gradients) == {a, b, y} and list(gradients)[0] is y
+    assert set(gradients) == {a, b, y} and next(iter(gradients)) is y
     assert len(gradients) == 3 and gradients
     assert a in gradients and sp.Variable(1.0) not in gradients and 3 not in gradients
     assert np.array_equal(gradients[a], b.array)
     assert gradients[a] is gradients[a]
-    assert {v: g for v, g in gradients.items()}[b] is gradients[b]
+    assert dict(gradients.items())[b] is gradients[b]
     assert all(any(v is k for k in (a, b, y)) for v in gradients.keys())
     assert len(list(gradients.values())) == 3
     as_dict = dict(gradients)
@@ -813,7 +813,11 @@ def _indices(graph, real):
 
 
 def _images(graph, real):
-    x, k1, k2 = graph.leaf(real(2, 6, 6, 2)), graph.leaf(real(3, 3, 2, 3)), graph.leaf(real(2, 2, 3, 2))
+    x, k1, k2 = (
+        graph.leaf(real(2, 6, 6, 2)),
+        graph.leaf(real(3, 3, 2, 3)),
+        graph.leaf(real(2, 2, 3, 2)),
+    )
     h = graph.keep(sp.leaky_relu(graph.keep(sp.conv2d(x, k1))))
     h = graph.keep(sp.maxpool2d(h, 2, 2, strides=(2, 2)))
     h = graph.keep(sp.conv2d(h, k2, "VALID"))

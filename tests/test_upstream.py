@@ -3,6 +3,8 @@
 Numbers given as constants here were printed by 3.0.5.
 """
 
+# ruff: noqa: NPY002 - layers draw from NumPy's global generator, as those of 3.0.5 do
+
 import hashlib
 import importlib
 import importlib.resources
@@ -18,7 +20,7 @@ import smallpebble as sp
 from smallpebble import gradcheck
 from smallpebble.gradcheck import NumericalError, check_grad, numgrad, numgrads, rmse
 
-# ------------------------------------------------------------------------------ names and signatures
+# ----------------------------------------------------------------------------- names and signatures
 
 
 def _variable(array, local_gradients=None): ...
@@ -52,9 +54,7 @@ def _onehot(y, n_classes): ...
 def _broadcastinfo(a_shape, b_shape): ...
 def _np_view(x, window_shape, strides): ...
 def _pad_amounts(array_length, stride, kern_length): ...
-def _padding2d(
-    images, padding, imheight, imwidth, stride_y, stride_x, kernheight, kernwidth
-): ...
+def _padding2d(images, padding, imheight, imwidth, stride_y, stride_x, kernheight, kernwidth): ...
 def _patches_index(imheight, imwidth, kernheight, kernwidth, stride_y, stride_x): ...
 
 
@@ -221,7 +221,12 @@ def test_operations_by_example():
     assert np.array_equal(sp.square(a).array, a.array**2)
     assert np.allclose(sp.log(sp.exp(a)).array, a.array)
     assert np.array_equal(sp.neg(a).array, -a.array)
-    assert sp.expand_dims(a, 1).shape == (2, 1, 3) and sp.expand_dims(a, [0, 3]).shape == (1, 2, 3, 1)
+    assert sp.expand_dims(a, 1).shape == (2, 1, 3) and sp.expand_dims(a, [0, 3]).shape == (
+        1,
+        2,
+        3,
+        1,
+    )
     assert np.array_equal(sp.matrix_transpose(a).array, a.array.T)
     assert np.array_equal(sp.matmul(a, sp.matrix_transpose(a)).array, [[14, 32], [32, 77]])
     assert np.array_equal(sp.reshape(a, [3, 2]).array, [[1, 2], [3, 4], [5, 6]])
@@ -293,7 +298,14 @@ def test_window_helpers():
     lengths = [(5, 1, 3), (5, 2, 3), (4, 2, 2), (6, 3, 2), (4, 1, 4), (3, 2, 5)]
     expected = [(1, 1), (1, 1), (0, 0), (0, 0), (1, 2), (2, 2)]
     assert [sp.pad_amounts(*one) for one in lengths] == expected
-    shapes = [((2, 3), (3,)), ((2, 1), (1, 3)), ((), (2, 2)), ((3,), (3,)), ((1,), (1,)), ((1, 1), (3,))]
+    shapes = [
+        ((2, 3), (3,)),
+        ((2, 1), (1, 3)),
+        ((), (2, 2)),
+        ((3,), (3,)),
+        ((1,), (1,)),
+        ((1, 1), (3,)),
+    ]
     expected = [((), (0,)), ((1,), (0,)), ((0, 1), ()), ((), ()), ((), ()), ((1,), (0,))]
     assert [sp.broadcastinfo(*one) for one in shapes] == expected
     with pytest.raises(ValueError):
@@ -307,7 +319,10 @@ def test_window_helpers():
     assert padded.shape == (1, 5, 5, 2) and (height, width) == (5, 5)
     same, height, width = sp.padding2d(x, "VALID", 4, 3, 2, 2, 3, 3)
     assert same is x and (height, width) == (4, 3)
-    for call in (lambda: sp.padding2d(x, "FULL", 4, 3, 1, 1, 2, 2), lambda: sp.conv2d(x, x, "FULL")):
+    for call in (
+        lambda: sp.padding2d(x, "FULL", 4, 3, 1, 1, 2, 2),
+        lambda: sp.conv2d(x, x, "FULL"),
+    ):
         with pytest.raises(ValueError):
             call()
 
@@ -720,7 +735,9 @@ def test_b8_what_works_forward_works_backward():
     assert dot.item() == 32 and np.array_equal(sp.get_gradients(dot)[a], [4, 5, 6])
     matrix = v64([1, 2, 3], [4, 5, 6])
     gradients = sp.get_gradients(sp.matmul(matrix, a))
-    assert np.array_equal(gradients[a], [5, 7, 9]) and np.array_equal(gradients[matrix], [[1, 2, 3]] * 2)
+    assert np.array_equal(gradients[a], [5, 7, 9]) and np.array_equal(
+        gradients[matrix], [[1, 2, 3]] * 2
+    )
     assert np.array_equal(sp.get_gradients(sp.pad(a, 1))[a], [1, 1, 1])
     condition = np.array([[True, False, True], [False, False, False]])
     gradients = sp.get_gradients(sp.where(condition, a, b))
