@@ -302,7 +302,7 @@ def patches_index(
     imheight, imwidth, kernheight, kernwidth, stride_y, stride_x = sizes = [
         as_int(n, "patches_index: sizes") for n in sizes
     ]
-    if kernheight > imheight or kernwidth > imwidth or min(sizes) < 1 or max(sizes) >= 2**31:
+    if kernheight > imheight or kernwidth > imwidth or min(sizes) < 1 or max(sizes[:2]) >= 2**31:
         raise ValueError(
             f"patches_index: a window of {(kernheight, kernwidth)} with strides "
             f"{(stride_y, stride_x)} does not fit an image of {(imheight, imwidth)}"

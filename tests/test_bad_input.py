@@ -888,7 +888,7 @@ SLOTS = {
     ),
     "patches_index image": (
         lambda v: sp.patches_index(v, 2, 1, 2, 2**63 - 1, 1)[3],
-        lambda v: at_least_one(v, 1),
+        lambda v: len(range(0, at_least_one(v, 2**99), 2**63 - 1)),
     ),
     "patches_index kernel": (
         lambda v: sp.patches_index(4, 4, v, 2, 1, 1)[3],

@@ -264,6 +264,19 @@ def test_primitive_at_orders_two_and_three():
     assert np.allclose(third[b], 6 * a.array)
 
 
+def test_primitive_takes_parameters_of_any_kind():
+    @sp.primitive
+    def chosen(a, names, table=None, flags=()):
+        keep = np.array([name in table for name in names.tolist()])
+        return a * keep, lambda g, y, a: g * keep
+
+    a = sp.Variable([1.0, 2.0])
+    for names in (np.array(["x", "y"]), np.array(["x", "y"], object)):
+        for y in (chosen(a, names, {"x": None}), chosen(a, names, table={"x"}, flags=[None])):
+            assert np.array_equal(sp.get_gradients(y)[a], [1, 0])
+        assert np.array_equal(chosen(np.ones(2), names, "x"), [1, 0])
+
+
 def test_primitive_rule_none_means_no_gradient():
     @sp.primitive
     def scaled(a, scale):
