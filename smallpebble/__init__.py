@@ -21,7 +21,9 @@ from .kernels import use_conv, use_kernels
 from .lazy import AssignmentError, Lazy, Placeholder, get_learnables, learnable
 from .nn import batch, convlayer, he_init, linearlayer, onehot
 from .ops import (
-    abs,
+    abs as abs,
+)
+from .ops import (
     add,
     add_at,
     astype,
@@ -40,11 +42,9 @@ from .ops import (
     logsumexp,
     matmul,
     matrix_transpose,
-    max,
     maxax,
     maximum,
     mean,
-    min,
     minimum,
     mul,
     neg,
@@ -67,6 +67,12 @@ from .ops import (
     transpose,
     where,
 )
+from .ops import (
+    max as max,
+)
+from .ops import (
+    min as min,
+)
 from .optim import Adam, MissingGradientError, sgd_step
 from .shapes import Window, broadcastinfo, pad_amounts
 
@@ -85,15 +91,17 @@ def __getattr__(name):
     raise AttributeError(f"module 'smallpebble' has no attribute {name!r}")
 
 
+# abs, max and min are public too, but a star import must not hide Python's own (as in NumPy;
+# `sum` has always been among the names).
 __all__ = [
     "Adam", "AssignmentError", "Lazy", "MissingGradientError", "Placeholder", "Variable", "Window",
-    "__version__", "abs", "add", "add_at", "astype", "avgpool2d", "batch", "broadcast_to",
+    "__version__", "add", "add_at", "astype", "avgpool2d", "batch", "broadcast_to",
     "broadcastinfo", "clip", "concatenate", "conv2d", "convlayer", "cross_entropy", "div",
     "enable_broadcast", "exp", "expand_dims", "get_gradients", "get_learnables", "get_num_threads",
     "getitem",
     "he_init", "kernels", "leaky_relu", "learnable", "linearlayer", "log", "log_softmax",
-    "logsumexp", "matmul", "matrix_transpose", "max", "maxax", "maximum", "maxpool2d", "mean",
-    "min", "minimum", "mul", "neg", "no_grad", "np_strided_sliding_view", "num_threads", "onehot",
+    "logsumexp", "matmul", "matrix_transpose", "maxax", "maximum", "maxpool2d", "mean",
+    "minimum", "mul", "neg", "no_grad", "np_strided_sliding_view", "num_threads", "onehot",
     "pad", "pad_amounts", "padding2d", "patches", "patches_index", "power", "primitive", "relu",
     "reshape", "self_test", "set_num_threads", "setat", "sgd_step", "show_config", "sigmoid",
     "softmax", "softmax_cross_entropy", "sqrt", "square", "squeeze", "stack", "stop_gradient",
