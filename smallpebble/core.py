@@ -316,7 +316,7 @@ def primitive(
         else:  # somebody else's function may keep what it is shown, and what it returns
             values = [a.array if isinstance(a, Variable) else a for a in args]
         variables = [a for a in args if isinstance(a, Variable)]
-        if len(variables) < len(args):
+        if is_own and len(variables) < len(args):
             for a in values:
                 if isinstance(a, np.ndarray) and a.dtype.kind not in "fiub":
                     name = function.__name__.lstrip("_")

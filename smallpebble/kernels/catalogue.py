@@ -334,6 +334,7 @@ _CONVOLUTIONS = (
     (5, 32, (7, 7, 3, 3, 1, 1, "VALID"), 32),
     (33, 2, (3, 3, 3, 3, 1, 1, "SAME"), 3),
     (67, 1, (2, 2, 2, 2, 1, 1, "VALID"), 1),
+    (5, 17, (12, 13, 3, 3, 1, 1, "VALID"), 19),  # by Winograd's algorithm, unless told otherwise
 )
 
 
