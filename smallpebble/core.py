@@ -365,7 +365,7 @@ class Later:
     An operation that takes a short cut past it never does (see `pass_by`).
     """
 
-    __slots__ = ("arguments", "compute", "operation")
+    __slots__ = ("arguments", "compute", "operation", "source")
 
     def __init__(self, compute: Callable[[], np.ndarray]) -> None:
         self.compute = compute
@@ -373,7 +373,7 @@ class Later:
 
 def _computed_later(operation, args, values, rules, later) -> Variable:
     args[0]._lent = True  # its array must stay as it is until then
-    later.operation, later.arguments = operation, args
+    later.operation, later.arguments, later.source = operation, args, values[0]
     result = Variable.__new__(Variable)
     result._later, result._private, result._lent, result._node = later, True, False, None
     if _recording.get():
@@ -384,7 +384,10 @@ def _computed_later(operation, args, values, rules, later) -> Variable:
 def not_computed(v, operation) -> tuple | None:
     """The arguments of `operation` that would give `v`, if nobody has needed its value so far."""
     later = getattr(v, "_later", None)
-    return later.arguments if later is not None and later.operation is operation else None
+    if later is None or later.operation is not operation:
+        return None
+    still_there = later.arguments[0]._array is later.source  # not rebound, nor looked at
+    return later.arguments if still_there else None
 
 
 def pass_by(result: Variable, place: int, passed: Variable) -> Variable:

@@ -110,7 +110,7 @@ def maxpool2d(
     arguments = not_computed(images, leaky_relu)
     if arguments:
         a, alpha = (*arguments, 0.02)[:2]
-        if alpha >= 0:
+        if alpha > 0:
             geometry = window("maxpool2d", a.shape, size, strides, padding)
             return pass_by(_maxpool2d_of_leaky_relu(a, None, alpha, geometry), 1, images)
     return _maxpool2d(images, window("maxpool2d", images.shape, size, strides, padding))
@@ -124,7 +124,7 @@ def _maxpool2d(images, window):
 
 @primitive
 def _maxpool2d_of_leaky_relu(a, images, alpha, window):
-    """maxpool2d(leaky_relu(a)) as leaky_relu(maxpool2d(a)), since leaky_relu never falls.
+    """maxpool2d(leaky_relu(a)) as leaky_relu(maxpool2d(a)), since leaky_relu always rises.
 
     `images`, the large array between the two, is neither written nor read.
     """
