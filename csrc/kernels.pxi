@@ -482,6 +482,9 @@ cdef bint as_groups(tuple small, tuple large, Py_ssize_t *groups) except -1:
         if at > 3:
             return False
         groups[at] *= size
+    if at == 1:  # what is summed last lies together: the faster form
+        groups[2], groups[3] = groups[0], groups[1]
+        groups[0] = groups[1] = 1
     return True
 
 
