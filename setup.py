@@ -15,6 +15,7 @@ import sys
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.command.sdist import sdist
 
 COMMON = ["-std=gnu11", "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math",
           "-fvisibility=hidden", "-Wno-psabi"]  # fmt: skip
@@ -72,6 +73,18 @@ class build_kernels(build_ext):
             self.distribution.ext_modules = []
 
 
+class whole_source(sdist):
+    """An sdist with all that the checkout has, and without the C that Cython wrote into it."""
+
+    def make_distribution(self):
+        for pattern in ("Makefile", "*.md", ".ci/run"):
+            self.filelist.include(pattern)
+        for folder in ("tests", "examples"):
+            self.filelist.recursive_include(folder, "*.py")
+        self.filelist.recursive_exclude("csrc", "_*.c")
+        super().make_distribution()
+
+
 class wheel_of_what_was_built(bdist_wheel):
     """A wheel whose name says whether it has compiled modules, which is known after the build."""
 
@@ -84,5 +97,9 @@ class wheel_of_what_was_built(bdist_wheel):
 pure = os.environ.get("SMALLPEBBLE_PURE") or sys.platform == "win32"
 setup(
     ext_modules=[] if pure else modules(),
-    cmdclass={"build_ext": build_kernels, "bdist_wheel": wheel_of_what_was_built},
+    cmdclass={
+        "build_ext": build_kernels,
+        "sdist": whole_source,
+        "bdist_wheel": wheel_of_what_was_built,
+    },
 )
