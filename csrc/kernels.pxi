@@ -755,7 +755,7 @@ cdef Operand read_indices(object indices, Py_ssize_t rows, str kernel):
     """Indices of rows as machine integers from 0, negative ones counted from the end."""
     cdef Py_ssize_t i
     cdef Py_ssize_t *index
-    array = np.array(indices, INTP)  # its own copy: negative indices are rewritten
+    array = np.array(indices, INTP, order="C")  # its own copy: negative indices are rewritten
     if indices.dtype.kind == "u" and indices.size and int(indices.max()) >= rows:
         raise IndexError(f"{kernel}: index {indices.max()} is out of range for {rows} row(s)")
     cdef Operand operand = hold(array, PyBUF_STRIDES | PyBUF_WRITABLE)

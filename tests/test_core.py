@@ -861,6 +861,17 @@ def _shaped(graph, real):
     return h * sp.sum(sp.strided_sliding_view(a, (2, 2), (1, 2)))
 
 
+def _views(graph, real):
+    """Results that share their memory with what they were made from, and with each other."""
+    a, b, c = graph.leaf(real(2, 3)), graph.leaf(real(2, 3)), graph.leaf(real(6))
+    h = sp.exp(a)
+    flat, same = graph.keep(sp.reshape(h, (6,))), graph.keep(sp.astype(h, np.float64))
+    turned, row = graph.keep(sp.transpose(same)), graph.keep(h[0])
+    y = sp.sum(h * b) + sp.sum(flat * c) + sp.sum(turned * b.T) + sp.sum(row * b[1])
+    own = graph.keep(sp.astype(b, np.float64))
+    return y + sp.sum(sp.square(own) * a) + sp.sum(sp.matmul(turned, own))
+
+
 def _written(graph, real):
     w, u = graph.leaf(real(3)), graph.leaf(real(3))
     for front in (lambda x: x, sp.neg, lambda x: sp.expand_dims(x, 0)[0].reshape(3)):
@@ -882,6 +893,7 @@ GRAPHS = {
     "classifier": _classifier,
     "logits": _logits,
     "shaped": _shaped,
+    "views": _views,
     "written": _written,
     "only linear": _only_linear,
 }
@@ -1041,6 +1053,58 @@ def test_gradients_alias_nothing(name):
     again = sp.get_gradients(graph.result)
     for v, expected in zip(graph.leaves, _expected(name)):
         np.testing.assert_allclose(again[v], expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_every_gradient_is_right_after_the_others_were_read_and_overwritten(name):
+    graph = Graph(name)
+    everything = sp.get_gradients(graph.result)
+    exact = [gradient.copy() for gradient in everything.values()]
+    for i, expected in enumerate(exact):
+        graph = Graph(name)
+        gradients = sp.get_gradients(graph.result)
+        target = list(gradients)[i]
+        for v in reversed(list(gradients)):
+            if v is not target:
+                gradients[v][...] = 99
+        np.testing.assert_allclose(gradients[target], expected, rtol=1e-12)
+
+
+def test_an_array_assigned_to_a_computed_variable_is_the_users():
+    a, w = variables((3,), (3,))
+    mine = np.array([1.0, 2.0, 3.0])
+    h = sp.exp(a)
+    h.array = mine
+    assert h.array is mine
+    gradients = sp.get_gradients(sp.sum(h * w))
+    mine[:] = 0
+    assert np.array_equal(gradients[w], [1, 2, 3])
+
+    h = sp.exp(a)
+    gradients = sp.get_gradients(sp.sum(h * w))
+    h.array = mine
+    assert h.array is mine
+    assert np.allclose(gradients[w], np.exp(a.array))
+
+
+def test_views_made_after_get_gradients_share_nothing_with_what_is_still_needed():
+    for view in (
+        lambda h: sp.reshape(h, (3, 1)),
+        lambda h: sp.transpose(h),
+        lambda h: h[1:],
+        lambda h: sp.astype(h, np.float64),
+        lambda h: sp.strided_sliding_view(h, (2,), (1,)),
+        lambda h: sp.stop_gradient(h),
+        lambda h: sp.Variable(np.asarray(h)),
+    ):
+        a, w = variables((3,), (3,))
+        h = sp.exp(a)
+        gradients = sp.get_gradients(sp.sum(h * w))
+        view(h).array.flags.writeable and view(h).array.fill(0)
+        other = view(h).array
+        if other.flags.writeable:
+            other[...] = 0
+        assert np.allclose(gradients[w], np.exp(a.array))
 
 
 def test_rules_that_return_what_they_were_given_do_not_make_gradients_alias():

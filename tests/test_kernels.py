@@ -1320,3 +1320,12 @@ def test_any_size_and_layout(tier, kernel):
         check()
 
     in_child(sweep, seconds=100)
+
+
+def test_add_at_takes_indices_in_any_order(tier):
+    """Indices in Fortran order pair with b as they stand, not as they lie in memory."""
+    index = np.array([[0, 1, 2], [3, 4, 5]])
+    b = np.arange(6, dtype=np.float32).reshape(2, 3)
+    for other in (index, np.asfortranarray(index), index.T.copy().T, index[:, ::-1][:, ::-1]):
+        got = tier.add_at(np.zeros(10, np.float32), other, b)
+        assert got.tolist() == [0, 1, 2, 3, 4, 5, 0, 0, 0, 0]

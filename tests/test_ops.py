@@ -1529,6 +1529,64 @@ def test_float16_stays_float16():
         assert sp.get_gradients(y)[v].dtype == np.float16
 
 
+# ------------------------------------------------------------------------------- short cuts
+#
+# maxpool2d goes past the value of leaky_relu where nobody has looked at it, and cross_entropy past
+# that of softmax. What somebody does to the value in between must count.
+
+
+def pooled(h):
+    return sp.maxpool2d(h, 2, 2, strides=(2, 2))
+
+
+def test_a_value_assigned_to_leaky_relu_is_the_one_that_is_pooled():
+    x = Variable(np.arange(-8.0, 8.0).reshape(1, 4, 4, 1))
+    h = sp.leaky_relu(x * 1.0)
+    h.array = np.full((1, 4, 4, 1), 7.0)
+    assert np.array_equal(pooled(h).array, np.full((1, 2, 2, 1), 7.0))
+    h = sp.leaky_relu(x * 1.0)
+    h.array = np.full((1, 2, 2, 1), 7.0)
+    assert pooled(h).shape == (1, 1, 1, 1)
+    assert sp.get_gradients(h)[x].shape == x.shape
+
+
+def test_functions_assigned_to_leaky_relu_and_softmax_are_the_ones_that_are_called():
+    x = Variable(np.arange(-8.0, 8.0).reshape(1, 4, 4, 1))
+    h = sp.leaky_relu(x * 1.0)
+    h.local_gradients = [(x, lambda g: g * 100)]
+    assert sp.get_gradients(pooled(h))[x].sum() == 400
+    v = Variable([[1.0, 2.0]])
+    p = sp.softmax(v)
+    p.local_gradients = [(v, lambda g: g * 0 + 100)]
+    assert sp.get_gradients(sp.cross_entropy(p, [0]))[v].tolist() == [[100, 100]]
+
+
+@pytest.mark.parametrize("alpha", [0.02, 0.3, 1, 0, -0.5, 1e-320, INF, NAN])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+def test_pooled_leaky_relu_is_what_pooling_its_value_gives(alpha, dtype):
+    a = np.array([-3, -2, 0, 1, -1, -4, 0, 0, 5, 2, -1, -1, 2, 5, -2, -1]).reshape(1, 4, 4, 1)
+    results = []
+    for look in (False, True):
+        x = Variable(a.astype(dtype))
+        with np.errstate(all="ignore"):
+            h = sp.leaky_relu(x * 1 if dtype is np.int64 else x * 1.0, alpha)
+            if look:
+                h.array  # noqa: B018
+            y = pooled(h)
+            found = sp.get_gradients(y)
+            results.append((y.array, found[x], found[h]))
+    for short, long in zip(*results):
+        assert short.dtype == long.dtype
+        np.testing.assert_array_equal(short, long)
+
+
+@pytest.mark.parametrize("alpha", ["0.1", None, [0.1, 0.2], 1j, object()])
+def test_a_wrong_slope_is_refused_at_the_call(alpha):
+    for v in (Variable([1.0, -1.0]), Variable([1.0, -1.0]) * 1.0, np.array([1.0, -1.0])):
+        with pytest.raises((TypeError, ValueError)):
+            sp.leaky_relu(v, alpha)
+
+
 # ---------------------------------------------------------------------------------------- order 3
 
 

@@ -88,7 +88,10 @@ def _count(text: str) -> int:
 
 
 def _seed(text: str) -> int:
-    return _whole_number(text, 0)
+    seed = _whole_number(text, 0)
+    if seed >= 2**64:
+        raise argparse.ArgumentTypeError(f"must be below 2**64, got {seed}")
+    return seed
 
 
 def _rate(text: str) -> float:

@@ -546,7 +546,8 @@ def _start_peers(
     for name, python in asked:
         library = next((one for one in known if name.split("-")[0] == one), None)
         if library is None:
-            raise CommandError(f"--peer: {name!r} is unknown: choose from {', '.join(known)}")
+            choices = ", ".join(("smallpebble-3.0.5", *_PEERS))
+            raise CommandError(f"--peer: {name!r} is unknown: choose from {choices}")
         path = shutil.which(python)
         if path is None:
             raise CommandError(f"--peer: there is no interpreter {python!r}")

@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         model = models.cnn(data.image_shape, dtype=args.dtype, rng=rng)
     print(
         f"Training: {args.model}, {_size(model):,} parameters; {args.data}, "
-        f"{len(X_train):,} images and {len(X_test):,} held out; {n_steps} steps of {batch} images, "
+        f"{len(X_train):,} images and {len(X_test):,} held out; {_steps(n_steps)} of {batch} images, "
         f"{args.dtype}, {sp.kernels.active()} kernels.",
         flush=True,
     )
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
                     f"images), after {training.seconds:.1f} s of training"
                 )
             if plot_path is not None:
-                title = f"{args.model.upper()} on {args.data}: {done} steps of {batch} images"
+                title = f"{args.model.upper()} on {args.data}: {_steps(done)} of {batch} images"
                 plot.training(plot_path, title, training.losses, training.accuracies)
                 lines.append(f"Curves: {plot_path}")
             if save_path is not None:
@@ -124,6 +124,10 @@ def run(args: argparse.Namespace) -> int:
         finally:
             print("\n".join(lines), flush=True)
         return EXIT_INTERRUPTED if interrupts.count else 0
+
+
+def _steps(n: int) -> str:
+    return f"{n} step" if n == 1 else f"{n} steps"
 
 
 class _Training:
