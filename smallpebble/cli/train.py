@@ -76,8 +76,8 @@ def run(args: argparse.Namespace) -> int:
         model = models.cnn(data.image_shape, dtype=args.dtype, rng=rng)
     print(
         f"Training: {args.model}, {_size(model):,} parameters; {args.data}, "
-        f"{len(X_train):,} images and {len(X_test):,} held out; {_steps(n_steps)} of {batch} images, "
-        f"{args.dtype}, {sp.kernels.active()} kernels.",
+        f"{len(X_train):,} images and {len(X_test):,} held out; {_steps(n_steps)} of {batch} "
+        f"images, {args.dtype}, {sp.kernels.active()} kernels.",
         flush=True,
     )
 
