@@ -536,9 +536,12 @@ def broadcast_to(a, shape):
     shape = as_shape(shape, "broadcast_to")
     if not broadcasts(a.shape, shape):
         raise ValueError(f"broadcast_to: shape {a.shape} does not broadcast to {shape}")
-    if real == OTHER or not as_groups(a.shape, shape, groups):
+    if real == OTHER:
         return reference.broadcast_to(a, shape)
-    cdef Operand x = read(a, real), y = fresh(shape, REALS[real])
+    cdef Operand y = fresh(shape, REALS[real])  # refuses sizes whose product overflows
+    if not as_groups(a.shape, shape, groups):
+        return reference.broadcast_to(a, shape)
+    cdef Operand x = read(a, real)
     cdef sum_function function = broadcast_to_table[real]
     with nogil:
         status = function(pool, x.view.buf, y.view.buf, groups)
@@ -585,11 +588,17 @@ def matmul(a, b):
     cdef Operand x = read_matrix(a, real), y = read_matrix(b, real)
     cdef Py_buffer *va = &x.view
     cdef Py_buffer *vb = &y.view
+    # From here on only what is held counts: another thread could give an array another shape.
     m, k, n = va.shape[va.ndim - 2], va.shape[va.ndim - 1], vb.shape[vb.ndim - 1]
+    if vb.shape[vb.ndim - 2] != k:
+        raise ValueError("matmul: an array changed its shape while it was in use")
     item = va.itemsize
     batch = ()
     if va.ndim > 2 or vb.ndim > 2:
-        batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+        batch = np.broadcast_shapes(
+            tuple([va.shape[i] for i in range(va.ndim - 2)]),
+            tuple([vb.shape[i] for i in range(vb.ndim - 2)]),
+        )
     batch_dims = len(batch)
     cdef tuple shape = batch + (() if is_row else (m,)) + (() if is_column else (n,))
     cdef Operand z = fresh(shape, REALS[real])
@@ -623,12 +632,13 @@ def matmul(a, b):
 def leaky_relu(a, alpha=0.02):
     """`a` where a > 0, else alpha * a."""
     a = plain(a, "leaky_relu")
+    # First, since what runs here may be anybody's __float__.
+    cdef double slope = number(alpha, "leaky_relu: alpha")
     cdef int real = real_of(a)
     if real == OTHER:
         return reference.leaky_relu(a, alpha)
     cdef Operand x = read(a, real), y = fresh(a.shape, REALS[real])
     cdef leaky_function function = leaky_relu_table[real]
-    cdef double slope = number(alpha, "leaky_relu: alpha")
     cdef Py_ssize_t n = x.size()
     with nogil:
         function(pool, NULL, x.view.buf, y.view.buf, n, slope)
@@ -640,6 +650,8 @@ def leaky_relu_grad_a(g, a, alpha=0.02):
     g = plain(g, "leaky_relu_grad_a")
     a = plain(a, "leaky_relu_grad_a")
     cdef str name = "leaky_relu_grad_a"
+    # First, since what runs here may be anybody's __float__.
+    cdef double slope = number(alpha, "leaky_relu_grad_a: alpha")
     cdef int real = common(real_of(g), real_of(a))
     if g.shape != a.shape:
         raise ValueError(f"{name}: shapes {g.shape} and {a.shape} differ")
@@ -647,7 +659,6 @@ def leaky_relu_grad_a(g, a, alpha=0.02):
         return reference.leaky_relu_grad_a(g, a, alpha)
     cdef Operand x = read(a, real), d = read(g, real), y = fresh(a.shape, REALS[real])
     cdef leaky_function function = leaky_relu_grad_a_table[real]
-    cdef double slope = number(alpha, "leaky_relu_grad_a: alpha")
     cdef Py_ssize_t n = x.size()
     with nogil:
         function(pool, d.view.buf, x.view.buf, y.view.buf, n, slope)
@@ -672,8 +683,10 @@ cdef object along_axis(row_function *table, object fallback, str kernel, object 
     moved = a if at == ndim - 1 else np.moveaxis(a, at, -1)
     cdef Operand x = read(moved, real), y = fresh(moved.shape, REALS[real])
     cdef row_function function = table[real]
-    classes = a.shape[at]
-    rows = x.size() // classes
+    classes = x.view.shape[x.view.ndim - 1]
+    rows = x.size() // classes if classes else 0
+    if x.size() != y.size():
+        raise ValueError(f"{kernel}: an array changed its shape while it was in use")
     with nogil:
         function(pool, NULL, x.view.buf, y.view.buf, NULL, rows, classes)
     return y.array if at == ndim - 1 else np.ascontiguousarray(np.moveaxis(y.array, -1, at))
@@ -701,7 +714,8 @@ cdef Operand read_labels(object logits, object labels, str kernel):
             f"got {logits.shape} and {labels.shape}"
         )
     classes = logits.shape[1]
-    cdef Operand operand = read_as(labels, INTP)
+    # Its own copy: nobody may change a label after the check.
+    cdef Operand operand = hold(np.array(labels, INTP, order="C"), PyBUF_STRIDES)
     cdef const Py_ssize_t *label = <const Py_ssize_t *>operand.view.buf
     for i in range(operand.view.shape[0]):
         if not 0 <= label[i] < classes:
@@ -715,12 +729,15 @@ def softmax_cross_entropy(logits, labels):
     labels = plain(labels, "softmax_cross_entropy")
     cdef str name = "softmax_cross_entropy"
     cdef int real = real_of(logits)
+    cdef Py_ssize_t n_classes = logits.shape[1] if logits.ndim == 2 else 0
     cdef Operand index = read_labels(logits, labels, name)
     if real == OTHER:
         return reference.softmax_cross_entropy(logits, labels)
     cdef Operand x = read(logits, real), y = fresh(labels.shape, REALS[real])
     cdef row_function function = loss_table[real]
     cdef Py_ssize_t rows = x.view.shape[0], classes = x.view.shape[1]
+    if x.view.ndim != 2 or rows != index.size() or classes != n_classes:
+        raise ValueError(f"{name}: an array changed its shape while it was in use")
     with nogil:
         function(pool, NULL, x.view.buf, y.view.buf, <const Py_ssize_t *>index.view.buf, rows,
                  classes)
@@ -734,6 +751,7 @@ def softmax_cross_entropy_grad_logits(g, logits, labels):
     labels = plain(labels, "softmax_cross_entropy_grad_logits")
     cdef str name = "softmax_cross_entropy_grad_logits"
     cdef int real = common(real_of(g), real_of(logits))
+    cdef Py_ssize_t n_classes = logits.shape[1] if logits.ndim == 2 else 0
     cdef Operand index = read_labels(logits, labels, name)
     if g.shape != labels.shape:
         raise ValueError(f"{name}: g has shape {g.shape}, labels {labels.shape}")
@@ -742,6 +760,8 @@ def softmax_cross_entropy_grad_logits(g, logits, labels):
     cdef Operand x = read(logits, real), d = read(g, real), y = fresh(logits.shape, REALS[real])
     cdef row_function function = loss_grad_table[real]
     cdef Py_ssize_t rows = x.view.shape[0], classes = x.view.shape[1]
+    if x.view.ndim != 2 or rows != index.size() or classes != n_classes:
+        raise ValueError(f"{name}: an array changed its shape while it was in use")
     with nogil:
         function(pool, d.view.buf, x.view.buf, y.view.buf, <const Py_ssize_t *>index.view.buf, rows,
                  classes)
@@ -795,20 +815,21 @@ def take(a, indices):
     """Rows ``a[indices]`` for a 1-D array of integers: (rows, ...), (n,) -> (n, ...)."""
     a = plain(a, "take")
     indices = plain(indices, "take")
-    cdef Py_ssize_t nbytes, n
+    cdef Py_ssize_t nbytes, n, i
     cdef Operand x
     if (indices.ndim != 1 or indices.dtype.kind not in "iu" or a.ndim < 1
             or a.dtype.hasobject or a.dtype.kind not in "fiubc"):
         return reference.take(a, indices)
-    cdef Operand index = read_indices(indices, a.shape[0], "take")
-    if not a.flags.c_contiguous:
-        return np.ascontiguousarray(reference.take(a, indices))
     x = hold(a, PyBUF_STRIDES)
+    if not is_packed(&x.view):
+        return np.ascontiguousarray(reference.take(a, indices))
+    cdef Operand index = read_indices(indices, x.view.shape[0], "take")
     n = index.view.shape[0]
-    cdef Operand y = fresh((n, *a.shape[1:]), a.dtype)
     nbytes = x.view.itemsize
-    for size in a.shape[1:]:
-        nbytes *= size
+    for i in range(1, x.view.ndim):
+        nbytes *= x.view.shape[i]
+    shape = (n, *[x.view.shape[i] for i in range(1, x.view.ndim)])
+    cdef Operand y = fresh(shape, a.dtype)
     with nogil:
         take_rows(pool, x.view.buf, <const Py_ssize_t *>index.view.buf, n, nbytes, y.view.buf)
     return y.array
@@ -827,7 +848,12 @@ def adam_step(parameters, gradients, means, variances, steps, alpha, beta1, beta
     cdef Operand p, g, m, v, y
     cdef adam_function function
     cdef list new = []
+    # Lists and numbers of its own: what is checked is what is used.
+    parameters, gradients, means, variances, steps = [
+        list(one) for one in (parameters, gradients, means, variances, steps)
+    ]
     reference._check_adam_step(parameters, gradients, means, variances, steps)
+    steps = [int(t) for t in steps]
     for parameter, gradient, mean, variance, t in zip(
             parameters, gradients, means, variances, steps):
         parameter, gradient = plain(parameter, "adam_step"), plain(gradient, "adam_step")
@@ -838,14 +864,16 @@ def adam_step(parameters, gradients, means, variances, steps, alpha, beta1, beta
             new += reference.adam_step(
                 [parameter], [gradient], [mean], [variance], [t], alpha, beta1, beta2, eps)
             continue
+        step, correction = rate / (1 - b1**<double>t), 1 - b2**<double>t
         moments = [np.require(moment, REALS[real], "CAW") for moment in moments]
         p, g = read(parameter, real), read(gradient, real)
         m = hold(moments[0], PyBUF_STRIDES | PyBUF_WRITABLE)
         v = hold(moments[1], PyBUF_STRIDES | PyBUF_WRITABLE)
         y = fresh(parameter.shape, REALS[real])
-        step, correction = rate / (1 - b1**<double>t), 1 - b2**<double>t
         function = adam_table[real]
         n = p.size()
+        if not g.size() == m.size() == v.size() == y.size() == n:
+            raise ValueError("adam_step: an array changed its size while it was in use")
         with nogil:
             function(pool, p.view.buf, g.view.buf, m.view.buf, v.view.buf, y.view.buf, n, step,
                      correction, b1, b2, small)
