@@ -199,7 +199,9 @@ second = sp.get_gradients(first, v, differentiable=True)[v]
 third = sp.get_gradients(second, v)[v]
 
 sigmoid = 1 / (1 + math.exp(-0.3))
-print(f"softplus', '', ''' at 0.3: {first.item():.6f} {second.item():.6f} {float(third):.6f}")
+print(
+    f"first, second and third derivative of softplus at 0.3: {first.item():.6f} {second.item():.6f} {float(third):.6f}"
+)
 assert math.isclose(first.item(), sigmoid)
 assert math.isclose(second.item(), sigmoid * (1 - sigmoid))
 assert math.isclose(third, sigmoid * (1 - sigmoid) * (1 - 2 * sigmoid))

@@ -91,6 +91,10 @@ def __getattr__(name):
     raise AttributeError(f"module 'smallpebble' has no attribute {name!r}")
 
 
+def __dir__():
+    return sorted({*globals(), *_LAZY_MODULES, "self_test"})
+
+
 # abs, max and min are public too, but a star import must not hide Python's own (as in NumPy;
 # `sum` has always been among the names).
 __all__ = [

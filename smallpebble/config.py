@@ -13,7 +13,10 @@ from .kernels import _choice, _pool, _threads
 
 
 class num_threads:
-    """Use `n` threads in the kernels, inside of a ``with`` block."""
+    """Use `n` threads in the kernels, inside of a ``with`` block.
+
+    The number belongs to the whole process: blocks of several Python threads must not overlap.
+    """
 
     def __init__(self, n: int) -> None:
         self._n = n

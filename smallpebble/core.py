@@ -125,6 +125,8 @@ class Variable:
             if later is not None:
                 self._array = later.compute()
                 self._later = None
+                if type(self._node) is _Node:
+                    self._node.y = self._array
             return object.__getattribute__(self, "_array")
         raise AttributeError(f"a Variable has no attribute {name!r}")
 
@@ -138,6 +140,7 @@ class Variable:
 
     @array.setter
     def array(self, value) -> None:
+        self._array  # noqa: B018 - a value that waits to be computed is computed first
         self._array = _as_array(value)
         self._private = self._lent = False
 
@@ -159,6 +162,7 @@ class Variable:
             fits = isinstance(pair, (tuple, list)) and len(pair) == 2
             if not (fits and isinstance(pair[0], Variable) and callable(pair[1])):
                 raise TypeError(f"local_gradients: expected (Variable, function), got {pair!r}")
+        self._array  # noqa: B018 - as above
         self._node = _Written(pairs)
 
     dtype = property(lambda self: self._array.dtype, doc="The dtype of the array.")
@@ -672,6 +676,10 @@ class Gradients(MutableMapping):
 
     def __len__(self) -> int:
         return len(self._keys)
+
+    def copy(self) -> dict:
+        """All gradients, in a dict."""
+        return dict(self)
 
     def __repr__(self) -> str:
         return f"<Gradients in {len(self)} Variables>"

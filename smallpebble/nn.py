@@ -13,7 +13,7 @@ from .core import Variable
 from .images import conv2d
 from .lazy import Lazy, learnable
 from .ops import add, astype, matmul
-from .shapes import as_int
+from .shapes import as_int, window
 
 Random = Any  # a numpy.random.Generator, a seed for one, or None
 
@@ -120,6 +120,9 @@ def convlayer(
     -----
     Kernels start uniform within +-sqrt(6 / (height * width * (depth + n_kernels))) / 2.
     """
+    window(
+        "convlayer", (1, height, width, 1), (height, width), strides, padding
+    )  # refuses bad ones
     height, width, depth, n_kernels = shape = _sizes(
         "convlayer", height=height, width=width, depth=depth, n_kernels=n_kernels
     )

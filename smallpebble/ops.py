@@ -195,6 +195,8 @@ def relu(a: Operand) -> Any:
 @primitive
 def leaky_relu(a: Operand, alpha: float = 0.02) -> Any:
     """`a` where a > 0, else alpha * a; slope `alpha` at 0."""
+    if isinstance(alpha, str) or np.ndim(alpha) or np.asarray(alpha).dtype.kind not in "fiub":
+        raise TypeError(f"leaky_relu: alpha must be a number, got {alpha!r}")
     value = Later(lambda: kernels.leaky_relu(_inexact(a), alpha))
     return value, lambda g, y, a: _leaky_relu_grad(g, a, alpha)
 
@@ -233,7 +235,7 @@ def _where(condition, a, b):
 
 def where(condition: Operand, a: Operand, b: Operand) -> Variable:
     """`a` where `condition` (a boolean array) holds, else `b`, all three broadcast."""
-    condition = np.array(_array(condition), bool)
+    condition = np.array(_numbers(_array(condition)), bool)
     for x, other in ((a, b), (b, a)):
         if isinstance(x, (Variable, np.ndarray)) and not isinstance(other, (Variable, np.ndarray)):
             number = _numbers(other).astype(x.dtype if x.dtype.kind == "f" else None)

@@ -153,8 +153,10 @@ class Window(_Fields):
             raise ValueError(f"{operation}: image size must be 1 to 2**31-1, got {(h, w)}")
         if min(kh, kw) < 1 or max(kh, kw) > _LARGEST:
             raise ValueError(f"{operation}: kernel size must be 1 to 2**31-1, got {(kh, kw)}")
-        if min(sy, sx) < 1:
-            raise ValueError(f"{operation}: strides must be at least 1, got {(sy, sx)}")
+        if min(sy, sx) < 1 or max(sy, sx) > _LARGEST:
+            raise ValueError(
+                f"{operation}: strides must be at least 1 (and below 2**31), got {(sy, sx)}"
+            )
         if padding == "VALID":
             if kh > h or kw > w:
                 raise ValueError(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import math
 import os
@@ -54,13 +55,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nsmallpebble: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError) and error.errno not in (errno.ENOSPC, errno.EIO):
+            raise
+        if not isinstance(error, BrokenPipeError):
+            print(f"smallpebble: the output cannot be written: {error.strerror}", file=sys.stderr)
         # The reader has gone (`| head`). Python flushes both streams again at exit.
         devnull = os.open(os.devnull, os.O_WRONLY)
         for number in (1, 2):
             os.dup2(devnull, number)
         os.close(devnull)
-        return EXIT_BROKEN_PIPE
+        return EXIT_BROKEN_PIPE if isinstance(error, BrokenPipeError) else EXIT_FAILED
 
 
 def _in_module(module: str, function: str) -> Callable[[argparse.Namespace], int]:

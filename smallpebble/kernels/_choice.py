@@ -21,8 +21,9 @@ class use_conv:
     ----------
     algorithm : "auto", "direct" or "winograd"
         "winograd" is taken for 3x3 windows with stride 1, and "direct" for all others; "auto" takes
-        it where it is faster. Both round equally well, but by Winograd's algorithm a NaN or
-        infinity spreads to neighbouring outputs, and sums of integers are not exact.
+        it where it is faster. Their errors are alike beside the largest numbers of a tile of 5x5
+        pixels; by Winograd's algorithm small outputs beside large ones lose digits, a NaN or
+        infinity spreads over its tile, and sums of integers are not exact.
 
     The choice holds for the whole process. `SMALLPEBBLE_CONV` sets it from outside.
     """

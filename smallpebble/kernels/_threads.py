@@ -39,12 +39,15 @@ def _quota(root: str) -> int | None:
 
 def default_threads() -> tuple[int, str]:
     """The number of threads to begin with, and where it comes from."""
+    ignored = ""
     for name in ("SMALLPEBBLE_NUM_THREADS", "OMP_NUM_THREADS"):
         text = os.environ.get(name, "").split(",")[0].strip()
         if text.isdigit() and int(text) >= 1:
-            return min(int(text), 256), name
+            return min(int(text), 256), name + ignored
+        if text:
+            ignored += f" ({name}={text!r} is not a number of threads, and ignored)"
     cores, limit = available_cores()
-    return min(cores, 256), limit
+    return min(cores, 256), limit + ignored
 
 
 source = "no compiled kernels"
