@@ -247,8 +247,9 @@ cdef bint use_winograd(const geometry *s) except -1:
         return False
     if wanted == "winograd":
         return True
+    # Rows of tiles are taken whole, so wide images would take much scratch memory.
     return (s.c >= 16 and s.m >= 16 and s.n * tiles >= 32 and s.n >= 4
-            and 9 * tiles <= 2 * s.oh * s.ow)
+            and 9 * tiles <= 2 * s.oh * s.ow and s.ow <= 512)
 
 
 cdef object convolve(conv_function *direct, conv_function *winograd, str kernel, geometry *s,

@@ -199,9 +199,8 @@ second = sp.get_gradients(first, v, differentiable=True)[v]
 third = sp.get_gradients(second, v)[v]
 
 sigmoid = 1 / (1 + math.exp(-0.3))
-print(
-    f"first, second and third derivative of softplus at 0.3: {first.item():.6f} {second.item():.6f} {float(third):.6f}"
-)
+derivatives = first.item(), second.item(), float(third)
+print("the first three derivatives of softplus at 0.3:", *(f"{d:.6f}" for d in derivatives))
 assert math.isclose(first.item(), sigmoid)
 assert math.isclose(second.item(), sigmoid * (1 - sigmoid))
 assert math.isclose(third, sigmoid * (1 - sigmoid) * (1 - 2 * sigmoid))

@@ -120,12 +120,11 @@ def convlayer(
     -----
     Kernels start uniform within +-sqrt(6 / (height * width * (depth + n_kernels))) / 2.
     """
-    window(
-        "convlayer", (1, height, width, 1), (height, width), strides, padding
-    )  # refuses bad ones
     height, width, depth, n_kernels = shape = _sizes(
         "convlayer", height=height, width=width, depth=depth, n_kernels=n_kernels
     )
+    # Strides and padding are refused here, not when the layer first runs.
+    window("convlayer", (1, height, width, 1), (height, width), strides, padding)
     dtype = _float_dtype("convlayer", dtype)
     sigma = np.sqrt(6 / (height * width * depth + height * width * n_kernels))
     kernels_ = learnable(Variable((sigma * (_source(rng).random(shape) - 0.5)).astype(dtype)))

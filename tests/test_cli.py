@@ -147,7 +147,7 @@ def test_importing_the_library_imports_nothing_of_it(tmp_path):
         (["bench", "--peer", "torch"], "expected NAME=PYTHON"),
         (
             ["bench", "--peer", "theano=python"],
-            "'theano' is unknown: choose from smallpebble, torch",
+            "'theano' is unknown: choose from smallpebble-3.0.5, torch",
         ),
         (["bench", "--peer", "torch=no-such-python"], "there is no interpreter 'no-such-python'"),
         (
