@@ -10,7 +10,7 @@ cdef extern from "pool.c.h":
     pool_api pool_table
     int pool_init()
     int pool_threads()
-    void pool_set_threads(int n, int cores)
+    void pool_set_threads(int n, int cores) nogil
 
 
 if pool_init():
@@ -26,4 +26,5 @@ def get_num_threads():
 
 def set_num_threads(int n, int cores):
     """Use up to `n` threads on `cores` cores; idle ones spin for a moment only where n <= cores."""
-    pool_set_threads(n, cores)
+    with nogil:  # a job of another thread may have to end first
+        pool_set_threads(n, cores)

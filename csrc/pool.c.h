@@ -14,6 +14,7 @@
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
+#include <signal.h>
 #include <sched.h>
 #include <time.h>
 #define POOL_HAS_THREADS 1
@@ -123,13 +124,22 @@ static void pool_join(void) {
 static void pool_start(int n) {
     pthread_attr_t attributes;
     if (pool_started >= n) return;
+    sigset_t all, before;
     if (pthread_attr_init(&attributes)) return;
+    /* Signals are for the program's own threads, except those that a fault of the thread raises. */
+    sigfillset(&all);
+    sigdelset(&all, SIGSEGV);
+    sigdelset(&all, SIGBUS);
+    sigdelset(&all, SIGFPE);
+    sigdelset(&all, SIGILL);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
     pthread_attr_setstacksize(&attributes, STACK_BYTES);
     while (pool_started < n) {
         void *number = (void *)(intptr_t)(pool_started + 1);
         if (pthread_create(&pool_workers[pool_started], &attributes, pool_worker, number)) break;
         pool_started++;
     }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
     pthread_attr_destroy(&attributes);
 }
 
@@ -214,6 +224,11 @@ static int pool_init(void) {
 }
 
 static void pool_set_threads(int n, int cores) {
+    if (n < 1) n = 1;
+    if (n > POOL_MOST_THREADS) n = POOL_MOST_THREADS;
+    pthread_mutex_lock(&pool_busy);
+    if (pool_started >= n) pool_join(); /* surplus workers would wake, and spin, at every job */
+    pthread_mutex_unlock(&pool_busy);
     __atomic_store_n(&pool_wanted, n, __ATOMIC_RELAXED);
     __atomic_store_n(&pool_spins, n <= cores, __ATOMIC_RELAXED);
 }

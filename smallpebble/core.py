@@ -33,10 +33,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-_recording: ContextVar[bool] = ContextVar("smallpebble_recording", default=True)
+_silenced: ContextVar[int] = ContextVar("smallpebble_silenced", default=0)  # no_grad blocks inside
+
+
+def _is_recording() -> bool:
+    return not _silenced.get()
 
 
 # ------------------------------------------------------------------------------------- Variables
+
+
+def refuse_lists_of_variables(value, operation: str) -> None:
+    """A TypeError for a list that holds Variables, which NumPy would take for plain numbers."""
+    if isinstance(value, (list, tuple)):
+        for one in value:
+            if isinstance(one, Variable):
+                raise TypeError(
+                    f"{operation}: a list of Variables is no operand, since their gradients would "
+                    "be lost: join them with stack or concatenate"
+                )
+            refuse_lists_of_variables(one, operation)
 
 
 def _as_array(value) -> np.ndarray:
@@ -45,6 +61,7 @@ def _as_array(value) -> np.ndarray:
             raise TypeError("a Variable holds an array, not another Variable: use variable.array")
         if isinstance(value, np.ndarray) and hasattr(value, "mask"):
             raise TypeError("a Variable cannot hold a masked array: its mask would be lost")
+        refuse_lists_of_variables(value, "Variable")
         value = np.asarray(value)
     if value.dtype.kind not in "fiub":
         raise TypeError(f"a Variable holds real numbers, got an array of dtype {value.dtype}")
@@ -115,7 +132,7 @@ class Variable:
         self._private = False  # made by an operation, and nobody has looked at it
         self._lent = False  # a gradient that is still to be computed counts on the array
         self._node = None
-        if local_gradients and _recording.get():
+        if local_gradients and _is_recording():
             self.local_gradients = local_gradients
 
     def __getattr__(self, name: str):
@@ -183,6 +200,12 @@ class Variable:
 
     def __float__(self) -> float:
         return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if spec else str(self)
 
     def __bool__(self) -> bool:
         return bool(self._array)
@@ -322,9 +345,12 @@ def primitive(
         variables = [a for a in args if isinstance(a, Variable)]
         if is_own and len(variables) < len(args):
             for a in values:
-                if isinstance(a, np.ndarray) and a.dtype.kind not in "fiub":
-                    name = function.__name__.lstrip("_")
-                    raise TypeError(f"{name}: expected real numbers, got dtype {a.dtype}")
+                if isinstance(a, np.ndarray):
+                    if a.dtype.kind not in "fiub":
+                        name = function.__name__.lstrip("_")
+                        raise TypeError(f"{name}: expected real numbers, got dtype {a.dtype}")
+                elif isinstance(a, (list, tuple)):
+                    refuse_lists_of_variables(a, function.__name__.lstrip("_"))
         if operands and 0 < len(variables) < operands:
             _take_dtype(args, values, variables, operands)
         returned = function(*values, **kwargs)
@@ -354,7 +380,7 @@ def primitive(
                 y = result._array = y.copy()
             for variable in variables:
                 variable._private = False
-        if _recording.get():
+        if _is_recording():
             result._node = _Node(operation, args, values[:n], rules, y)
         return result
 
@@ -380,7 +406,7 @@ def _computed_later(operation, args, values, rules, later) -> Variable:
     later.operation, later.arguments, later.source = operation, args, values[0]
     result = Variable.__new__(Variable)
     result._later, result._private, result._lent, result._node = later, True, False, None
-    if _recording.get():
+    if _is_recording():
         result._node = _Node(operation, args, values[: len(rules)], rules, later)
     return result
 
@@ -423,13 +449,13 @@ class no_grad:
     """Record nothing: for a ``with`` block, or, as a decorator, for each call of a function."""
 
     def __init__(self) -> None:
-        self._tokens = []
+        """It is ``@no_grad()``, with parentheses."""
 
     def __enter__(self) -> None:
-        self._tokens.append(_recording.set(False))
+        _silenced.set(_silenced.get() + 1)
 
     def __exit__(self, *exc) -> None:
-        _recording.reset(self._tokens.pop())
+        _silenced.set(_silenced.get() - 1)
 
     def __call__(self, function: Callable) -> Callable:
         kinds = (
@@ -455,11 +481,11 @@ class _Recording:
         self._wanted = wanted
 
     def __enter__(self) -> None:
-        self._token = _recording.set(True) if self._wanted else None
+        self._token = _silenced.set(0) if self._wanted else None
 
     def __exit__(self, *exc) -> None:
         if self._wanted:
-            _recording.reset(self._token)
+            _silenced.reset(self._token)
 
 
 def stop_gradient(a: Any) -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from . import kernels
-from .core import Later, Variable, primitive, shown_only
+from .core import Later, Variable, primitive, refuse_lists_of_variables, shown_only
 from .shapes import as_int, broadcast_shape, kept_shape, normalize_axes, normalize_pad_width
 
 Operand = Variable | np.ndarray | Sequence | float  # what an operation takes
@@ -32,6 +32,7 @@ def _array(a) -> np.ndarray:
 
 def _numbers(a) -> np.ndarray:
     """Plain real numbers as an array; a TypeError for anything else (None, dates, text)."""
+    refuse_lists_of_variables(a, "an operation")
     a = np.asarray(a)
     if a.dtype.kind not in "fiub":
         raise TypeError(f"expected real numbers, got {a.dtype} {a!r}")

@@ -7,6 +7,7 @@ import gc
 import pickle
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -1630,3 +1631,50 @@ def test_the_core_has_no_global_trace(no_collector):
         sp.get_gradients(sp.exp(sp.Variable(1.0)))
     after = {name: len(v) for name, v in vars(core).items() if isinstance(v, (dict, list, set))}
     assert before == after
+
+
+@pytest.mark.parametrize(
+    "operate",
+    [
+        lambda v, a: v + (a, a),
+        lambda v, a: sp.mul(v, (a, 2.0)),
+        lambda v, a: sp.where([True, False], [a, a], v),
+        lambda v, a: sp.setat(v, [0], [a]),
+        lambda v, a: sp.sum([[a], [a]]),
+        lambda v, a: sp.exp([a]),
+        lambda v, a: sp.Variable([a, a]),
+        lambda v, a: sp.matmul(v, [a, a]),
+    ],
+)
+def test_lists_of_variables_are_refused(operate):
+    """NumPy would make plain numbers of them, and their gradients would be lost without a word."""
+    v, a = sp.Variable([1.0, 2.0]), sp.Variable(3.0)
+    with pytest.raises(TypeError, match="join them with stack or concatenate"):
+        operate(v, a)
+
+
+def test_one_no_grad_serves_many_threads():
+    quiet = sp.no_grad()
+    v = sp.Variable(np.ones(2))
+
+    def both(_):
+        with quiet:
+            silent = v * 2
+            with quiet:
+                inner = v * 2
+        loud = v * 2
+        return (
+            v in sp.get_gradients(silent),
+            v in sp.get_gradients(inner),
+            v in sp.get_gradients(loud),
+        )
+
+    with ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(both, range(64))) == {(False, False, True)}
+
+
+def test_one_element_is_a_number():
+    v = sp.Variable(np.array([2.5], np.float32))
+    assert int(v) == 2 and f"{v:.2f}" == "2.50" and f"{v}" == repr(v)
+    with pytest.raises((TypeError, ValueError)):
+        f"{sp.Variable(np.ones(2)):.2f}"
