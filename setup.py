@@ -1,6 +1,7 @@
 """Builds the compiled kernels: one extension module for each instruction set, from one source.
 
-SMALLPEBBLE_PURE=1            build none, without a word: the library then runs on plain NumPy
+SMALLPEBBLE_PURE=1            build none: the library then runs on plain NumPy (and warns when it is
+                              imported, unless this is set then too)
 SMALLPEBBLE_REQUIRE_NATIVE=1  a failing compiler is an error (without it, the same as PURE, but
                               `import smallpebble` warns)
 SMALLPEBBLE_CFLAGS            more compiler flags, at the end of the line

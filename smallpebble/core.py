@@ -68,6 +68,12 @@ def _as_array(value) -> np.ndarray:
     return value
 
 
+# Three marks of a Variable serve gradients that are computed late (see Gradients._freeze).
+# `_private`: an operation made the array, and nobody has looked at it, so nobody can write into it.
+# `_lent`: a late gradient counts on it, so who looks at it from now on gets a copy. `_later`: see
+# Later.
+
+
 class Variable:
     """An array that remembers how it was computed, so that gradients can flow back through it.
 
@@ -280,22 +286,6 @@ class _Function:
         return self.function(g)
 
 
-class shown_only:
-    """Marks a rule whose gradient is shown to who asks for it, but does not flow on from there.
-
-    For an operation that takes a short cut past one of its inputs: the short cut carries the
-    gradient on, and the input that was passed still has one.
-    """
-
-    __slots__ = ("rule",)
-
-    def __init__(self, rule: Callable) -> None:
-        self.rule = rule
-
-    def __call__(self, *args):
-        return self.rule(*args)
-
-
 # ------------------------------------------------------------------------------------ primitives
 
 
@@ -329,11 +319,12 @@ def primitive(
     names = code.co_varnames[: code.co_argcount] if code else ()
 
     module = getattr(function, "__module__", None) or ""
+    # The library's own functions neither keep nor write what they are shown; others might.
     is_own = module.partition(".")[0] == __name__.partition(".")[0]
 
     @functools.wraps(function)
     def operation(*args, **kwargs):
-        if kwargs:
+        if kwargs:  # inputs given by name go to their places, where the rules expect them
             for name in names[len(args) :]:
                 if name not in kwargs:
                     break
@@ -387,51 +378,6 @@ def primitive(
     operation.linear = linear
     operation.is_own = is_own
     return operation
-
-
-class Later:
-    """The value of a primitive of one input that is computed when somebody needs it.
-
-    An operation that takes a short cut past it never does (see `pass_by`).
-    """
-
-    __slots__ = ("arguments", "compute", "operation", "source")
-
-    def __init__(self, compute: Callable[[], np.ndarray]) -> None:
-        self.compute = compute
-
-
-def _computed_later(operation, args, values, rules, later) -> Variable:
-    args[0]._lent = True  # its array must stay as it is until then
-    later.operation, later.arguments, later.source = operation, args, values[0]
-    result = Variable.__new__(Variable)
-    result._later, result._private, result._lent, result._node = later, True, False, None
-    if _is_recording():
-        result._node = _Node(operation, args, values[: len(rules)], rules, later)
-    return result
-
-
-def not_computed(v, operation) -> tuple | None:
-    """The arguments of `operation` that would give `v`, if nobody has needed its value so far."""
-    later = getattr(v, "_later", None)
-    if later is None or later.operation is not operation:
-        return None
-    still_there = later.arguments[0]._array is later.source  # not rebound, nor looked at
-    return later.arguments if still_there else None
-
-
-def pass_by(result: Variable, place: int, passed: Variable) -> Variable:
-    """Make `passed` the input at `place` of `result`, which was computed without its value.
-
-    The rule at that place must be `shown_only`: the gradient is shown to who asks for it, but goes
-    on by the short cut.
-    """
-    node = result._node
-    if node is not None:
-        like = passed._later.arguments[0]._array  # of the shape and dtype of the value
-        node.inputs = (*node.inputs[:place], passed, *node.inputs[place + 1 :])
-        node.values = [*node.values[:place], like, *node.values[place + 1 :]]
-    return result
 
 
 def _take_dtype(args, values, variables, operands):
@@ -840,3 +786,72 @@ def _to_shape(g: np.ndarray, shape) -> np.ndarray:
     from .kernels import reference
 
     return reference.sum_to(whole, shape)
+
+
+# ------------------------------------------------------------------------------------ short cuts
+#
+# Skip this on a first reading. An operation may be computed past one of its inputs: cross_entropy
+# of what softmax made goes back to the logits, and max pooling of what leaky_relu made pools the
+# array before it. The input that was passed still has a gradient (shown_only), and need not even
+# have a value (Later).
+
+
+class shown_only:
+    """Marks a rule whose gradient is shown to who asks for it, but does not flow on from there.
+
+    For an operation that takes a short cut past one of its inputs: the short cut carries the
+    gradient on, and the input that was passed still has one.
+    """
+
+    __slots__ = ("rule",)
+
+    def __init__(self, rule: Callable) -> None:
+        self.rule = rule
+
+    def __call__(self, *args):
+        return self.rule(*args)
+
+
+class Later:
+    """The value of a primitive of one input that is computed when somebody needs it.
+
+    An operation that takes a short cut past it never does (see `pass_by`).
+    """
+
+    __slots__ = ("arguments", "compute", "operation", "source")
+
+    def __init__(self, compute: Callable[[], np.ndarray]) -> None:
+        self.compute = compute
+
+
+def _computed_later(operation, args, values, rules, later) -> Variable:
+    args[0]._lent = True  # its array must stay as it is until then
+    later.operation, later.arguments, later.source = operation, args, values[0]
+    result = Variable.__new__(Variable)
+    result._later, result._private, result._lent, result._node = later, True, False, None
+    if _is_recording():
+        result._node = _Node(operation, args, values[: len(rules)], rules, later)
+    return result
+
+
+def not_computed(v, operation) -> tuple | None:
+    """The arguments of `operation` that would give `v`, if nobody has needed its value so far."""
+    later = getattr(v, "_later", None)
+    if later is None or later.operation is not operation:
+        return None
+    still_there = later.arguments[0]._array is later.source  # not rebound, nor looked at
+    return later.arguments if still_there else None
+
+
+def pass_by(result: Variable, place: int, passed: Variable) -> Variable:
+    """Make `passed` the input at `place` of `result`, which was computed without its value.
+
+    The rule at that place must be `shown_only`: the gradient is shown to who asks for it, but goes
+    on by the short cut.
+    """
+    node = result._node
+    if node is not None:
+        like = passed._later.arguments[0]._array  # of the shape and dtype of the value
+        node.inputs = (*node.inputs[:place], passed, *node.inputs[place + 1 :])
+        node.values = [*node.values[:place], like, *node.values[place + 1 :]]
+    return result

@@ -76,6 +76,7 @@ def linearlayer(
         Takes a lazy node (or Variable) of shape (..., insize) and returns a `Lazy` node of shape
         (..., outsize). Called twice, both nodes share the parameters.
     """
+    insize, outsize = _sizes("linearlayer", insize=insize, outsize=outsize)
     dtype = _float_dtype("linearlayer", dtype)
     weights = learnable(Variable(he_init(insize, outsize, rng).astype(dtype)))
     if not bias:
@@ -157,7 +158,7 @@ def onehot(y: np.ndarray, n_classes: int, dtype: DTypeLike = np.float64) -> np.n
     return result
 
 
-def batch(X: np.ndarray, y: np.ndarray, size: int, seed: int | None = None) -> Iterator:
+def batch(X: np.ndarray, y: np.ndarray, size: int, seed: Random = None) -> Iterator:
     """Endless random batches (X[i], y[i]) of `size` rows, drawn with replacement.
 
     Parameters

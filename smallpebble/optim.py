@@ -81,6 +81,9 @@ class Adam:
         beta2: float = 0.999,
         eps: float = 1e-8,
     ) -> None:
+        for name, value in (("alpha", alpha), ("beta1", beta1), ("beta2", beta2), ("eps", eps)):
+            if isinstance(value, (str, bytes)) or np.ndim(value) or value is None:
+                raise TypeError(f"Adam: {name} must be a number, got {value!r}")
         for name, beta in (("beta1", beta1), ("beta2", beta2)):
             if not 0 <= beta < 1:
                 raise ValueError(f"Adam: {name} must be at least 0 and below 1, got {beta!r}")

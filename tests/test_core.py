@@ -1636,7 +1636,7 @@ def test_the_core_has_no_global_trace(no_collector):
 @pytest.mark.parametrize(
     "operate",
     [
-        lambda v, a: v + (a, a),
+        lambda v, a: sp.add(v, [a, a]),
         lambda v, a: sp.mul(v, (a, 2.0)),
         lambda v, a: sp.where([True, False], [a, a], v),
         lambda v, a: sp.setat(v, [0], [a]),

@@ -29,8 +29,8 @@ def _why_not(tier: str) -> str | None:
         return None
     try:
         from . import _cpu
-    except ImportError as error:
-        return f"not compiled ({error})"
+    except ImportError:
+        return "not compiled"
     if tier not in _cpu.tiers():
         return "not supported by this processor or operating system"
     try:
