@@ -95,7 +95,7 @@ class wheel_of_what_was_built(bdist_wheel):
         super().run()
 
 
-pure = os.environ.get("SMALLPEBBLE_PURE") or sys.platform == "win32"
+pure = os.environ.get("SMALLPEBBLE_PURE") or sys.platform == "win32" or sys.maxsize < 2**32
 setup(
     ext_modules=[] if pure else modules(),
     cmdclass={

@@ -8,6 +8,7 @@
 cimport cython
 from cpython.buffer cimport PyObject_GetBuffer, PyBuffer_Release, PyBUF_STRIDES, PyBUF_WRITABLE
 from cpython.pycapsule cimport PyCapsule_GetPointer
+from libc.math cimport pow
 from libc.stdint cimport uint8_t, uintptr_t
 from libc.string cimport memcpy
 
@@ -736,9 +737,9 @@ def softmax_cross_entropy(logits, labels):
         return reference.softmax_cross_entropy(logits, labels)
     cdef Operand x = read(logits, real), y = fresh(labels.shape, REALS[real])
     cdef row_function function = loss_table[real]
-    cdef Py_ssize_t rows = x.view.shape[0], classes = x.view.shape[1]
-    if x.view.ndim != 2 or rows != index.size() or classes != n_classes:
+    if x.view.ndim != 2 or x.view.shape[0] != index.size() or x.view.shape[1] != n_classes:
         raise ValueError(f"{name}: an array changed its shape while it was in use")
+    cdef Py_ssize_t rows = x.view.shape[0], classes = x.view.shape[1]
     with nogil:
         function(pool, NULL, x.view.buf, y.view.buf, <const Py_ssize_t *>index.view.buf, rows,
                  classes)
@@ -760,9 +761,9 @@ def softmax_cross_entropy_grad_logits(g, logits, labels):
         return reference.softmax_cross_entropy_grad_logits(g, logits, labels)
     cdef Operand x = read(logits, real), d = read(g, real), y = fresh(logits.shape, REALS[real])
     cdef row_function function = loss_grad_table[real]
-    cdef Py_ssize_t rows = x.view.shape[0], classes = x.view.shape[1]
-    if x.view.ndim != 2 or rows != index.size() or classes != n_classes:
+    if x.view.ndim != 2 or x.view.shape[0] != index.size() or x.view.shape[1] != n_classes:
         raise ValueError(f"{name}: an array changed its shape while it was in use")
+    cdef Py_ssize_t rows = x.view.shape[0], classes = x.view.shape[1]
     with nogil:
         function(pool, d.view.buf, x.view.buf, y.view.buf, <const Py_ssize_t *>index.view.buf, rows,
                  classes)
@@ -805,6 +806,8 @@ def add_at(a, indices, b):
     cdef add_rows_function function = add_rows_table[real]
     n = index.size()
     width = d.size() // n if n else 0
+    if n and x.size() != a.shape[0] * width:
+        raise ValueError("add_at: an array changed its shape while it was in use")
     nbytes = x.size() * x.view.itemsize
     with nogil:
         memcpy(y.view.buf, x.view.buf, nbytes)
@@ -865,7 +868,7 @@ def adam_step(parameters, gradients, means, variances, steps, alpha, beta1, beta
             new += reference.adam_step(
                 [parameter], [gradient], [mean], [variance], [t], alpha, beta1, beta2, eps)
             continue
-        step, correction = rate / (1 - b1**<double>t), 1 - b2**<double>t
+        step, correction = rate / (1 - pow(b1, <double>t)), 1 - pow(b2, <double>t)
         moments = [np.require(moment, REALS[real], "CAW") for moment in moments]
         p, g = read(parameter, real), read(gradient, real)
         m = hold(moments[0], PyBUF_STRIDES | PyBUF_WRITABLE)

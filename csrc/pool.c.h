@@ -226,11 +226,11 @@ static int pool_init(void) {
 static void pool_set_threads(int n, int cores) {
     if (n < 1) n = 1;
     if (n > POOL_MOST_THREADS) n = POOL_MOST_THREADS;
+    __atomic_store_n(&pool_wanted, n, __ATOMIC_RELAXED);
+    __atomic_store_n(&pool_spins, n <= cores, __ATOMIC_RELAXED);
     pthread_mutex_lock(&pool_busy);
     if (pool_started >= n) pool_join(); /* surplus workers would wake, and spin, at every job */
     pthread_mutex_unlock(&pool_busy);
-    __atomic_store_n(&pool_wanted, n, __ATOMIC_RELAXED);
-    __atomic_store_n(&pool_spins, n <= cores, __ATOMIC_RELAXED);
 }
 
 #else

@@ -297,7 +297,10 @@ def _whole(a):
 
 def _shape(shape, operation):
     shape = shape if isinstance(shape, (tuple, list)) else (shape,)
-    return tuple(as_int(size, f"{operation}: shape") for size in shape)
+    shape = tuple(as_int(size, f"{operation}: shape") for size in shape)
+    if any(size < 0 for size in shape):
+        raise ValueError(f"{operation}: a shape cannot be negative, got {shape}")
+    return shape
 
 
 @primitive(linear=True)

@@ -610,6 +610,46 @@ def test_arrays_that_are_not_numbers_are_refused(what):
             pytest.fail(f"gave {call()!r}")
 
 
+def test_lists_of_variables_are_refused_where_their_gradients_would_be_lost():
+    v = sp.Variable(np.ones((2, 2)))
+    pair = [v[0], v[1]]
+    for name in ("abs", "exp", "log", "sqrt", "square", "tanh", "sigmoid", "relu", "leaky_relu",
+                 "neg", "softmax", "log_softmax", "logsumexp", "sum", "mean", "max", "min",
+                 "transpose", "matrix_transpose", "squeeze"):  # fmt: skip
+        with pytest.raises(TypeError, match="list of Variables"):
+            getattr(sp, name)(pair)
+            pytest.fail(name)
+    for name in (*BINARY, "matmul"):
+        for args in ((pair, v), (v, pair), (pair, 2.0), ([[1.0, 2.0], pair[0]], v)):
+            with pytest.raises(TypeError, match="list of Variables"):
+                getattr(sp, name)(*args)
+                pytest.fail(name)
+    for call in (
+        lambda: v + pair,
+        lambda: pair + v,
+        lambda: sp.where([True, False], pair, v),
+        lambda: sp.where([True, False], v, pair),
+        lambda: sp.setat(v, 0, [v[0, 0], v[0, 1]]),
+        lambda: sp.add_at(v, 0, [v[0, 0], v[0, 1]]),
+        lambda: sp.clip(v, pair),
+        lambda: sp.reshape(pair, 4),
+        lambda: sp.expand_dims(pair, 0),
+        lambda: sp.pad(pair, 1),
+        lambda: sp.astype(pair, np.float32),
+        lambda: sp.broadcast_to(pair, (3, 2, 2)),
+        lambda: sp.sum_to(pair, (1, 2)),
+        lambda: sp.getitem(pair, 0),
+        lambda: sp.cross_entropy(pair, [0, 1]),
+        lambda: sp.softmax_cross_entropy(pair, [0, 1]),
+        lambda: sp.conv2d([v[None, :, :, None][0]], K),
+        lambda: sp.strided_sliding_view(pair, (1, 1), (1, 1)),
+        lambda: sp.linearlayer(2, 2)(pair).run(),
+    ):
+        with pytest.raises(TypeError, match="list of Variables"):
+            pytest.fail(f"gave {call()!r}")
+    assert sp.concatenate(pair).shape == (4,) and sp.stack(pair).shape == (2, 2)
+
+
 # ------------------------------------------------------------ every slot, every impossible number
 
 VALUES = (

@@ -94,6 +94,8 @@ REFUSED = {
     "ragged": [[1.0], [1.0, 2.0]],
     "Variable": sp.Variable(1.0),
     "list of text": ["a", "b"],
+    "list of Variables": [sp.Variable(1.0), sp.Variable(2.0)],
+    "nested list with a Variable": [[1.0, 2.0], (3.0, sp.Variable(2.0))],
     "set": {1.0},
     "dict": {},
     "generator": (i for i in range(3)),
@@ -147,6 +149,17 @@ def test_number_protocols():
     assert bool(sp.Variable(2.0)) is True and bool(sp.Variable([0])) is False
     with pytest.raises(ValueError):
         bool(sp.Variable([1.0, 2.0]))
+
+
+def test_conversion_and_formatting():
+    assert int(sp.Variable(3.9)) == 3 and type(int(sp.Variable([7]))) is int
+    with pytest.raises((TypeError, ValueError)):
+        int(sp.Variable([1.0, 2.0]))
+    assert f"{sp.Variable(np.float32(1.23456)):.2f}" == "1.23"
+    v = sp.Variable([1.0, 2.0])
+    assert f"{v}" == str(v) == repr(v)
+    with pytest.raises((TypeError, ValueError)):
+        f"{v:.2f}"
 
 
 def test_iteration_and_contains():
@@ -599,6 +612,7 @@ def test_gradients_are_used_like_a_dict():
     with pytest.raises(KeyError):
         gradients[3]
     assert "3" in repr(gradients)
+    assert type(gradients.copy()) is dict and gradients.copy()[a] is gradients[a]
 
 
 def test_gradients_can_be_assigned_and_deleted():
@@ -1337,6 +1351,48 @@ def test_no_grad_as_a_decorator():
     with pytest.raises(KeyError):
         fails()
     assert x in sp.get_gradients(sp.exp(x))
+
+
+def test_one_no_grad_in_many_threads():
+    x, block, barrier, found = sp.Variable(1.0), sp.no_grad(), threading.Barrier(4), []
+
+    def run():
+        for _ in range(50):
+            barrier.wait()
+            with block:
+                inside = x in sp.get_gradients(sp.exp(x))
+            found.append((inside, x in sp.get_gradients(sp.exp(x))))
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [(False, True)] * 200
+
+
+def test_a_block_that_another_thread_leaves_silences_nobody():
+    def generator():
+        with sp.no_grad():
+            yield
+
+    x, suspended, found = sp.Variable(1.0), generator(), []
+
+    def recorded():
+        return x in sp.get_gradients(sp.exp(x))
+
+    def leave():
+        suspended.close()
+        found.append(recorded())
+        with sp.no_grad():
+            found.append(recorded())
+        found.append(recorded())
+
+    for target in (lambda: next(suspended), leave):
+        thread = threading.Thread(target=target)
+        thread.start()
+        thread.join()
+    assert found == [True, False, True]
 
 
 def test_no_grad_refuses_what_runs_later():

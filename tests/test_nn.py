@@ -686,6 +686,19 @@ def test_adam_refuses_impossible_options(options):
         sp.Adam(**options)
 
 
+def test_adam_with_options_at_their_limits():
+    v = sp.Variable(np.ones(3))
+    adam = sp.Adam(alpha=0.5, beta1=0, beta2=0, eps=0)
+    for gradient in ([1.0, -2.0, 1e-3], [-1.0, 1.0, 2.0]):
+        before = v.array
+        adam.training_step([v], {v: np.array(gradient)})
+        np.testing.assert_allclose(v.array, before - 0.5 * np.sign(gradient), rtol=1e-12)
+    still = sp.Variable(np.ones(2))
+    sp.Adam(alpha=0).training_step([still], {still: np.ones(2)})
+    sp.Adam(alpha=-1).training_step([still], {still: np.ones(2)})  # ascent
+    np.testing.assert_allclose(still.array, 2, rtol=1e-6)
+
+
 def test_sgd_refuses_impossible_rates():
     v = sp.Variable(np.ones(2))
     for rate in (np.nan, np.inf, "0.1", None):
@@ -839,6 +852,18 @@ def test_eps_is_what_is_allowed():
     check_grad(a, operation, np.square, delta=1e-4, eps=1e-3)
     with pytest.raises(NumericalError):
         check_grad(a, operation, np.square, delta=1e-4, eps=1e-5)
+
+
+def test_what_is_allowed_grows_with_the_numbers_but_not_below_one(monkeypatch):
+    def check(size, error):
+        a = np.full(10, size)
+        monkeypatch.setattr(gradcheck, "numgrads", lambda *args: [2 * a + error])
+        check_grad([a], square_with(lambda g, y, a: g * a * 2), None, eps=1e-6)
+
+    for size, allowed in ((0.01, 1e-6), (0.5, 1e-6), (50.0, 1e-4), (5e5, 1.0)):
+        check(size, 0.9 * allowed)
+        with pytest.raises(NumericalError):
+            check(size, 1.1 * allowed)
 
 
 def test_one_wrong_element_among_many_is_not_averaged_away(monkeypatch):

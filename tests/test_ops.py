@@ -623,14 +623,12 @@ case(
     (1, 3, 3, 2),
     (2, 2, 2, 1),
 )
-case(
-    "maxpool2d",
-    "defaults",
-    lambda x: sp.maxpool2d(x, 2, 2),
-    lambda x: np_maxpool2d(x, 2, 2),
-    (1, 3, 4, 2),
-    signed=True,
-)
+for _name, _reference in (
+    ("maxpool2d", np_maxpool2d),
+    ("avgpool2d", np_avgpool2d),
+    ("patches", np_patches),
+):
+    same(_name, "defaults", _reference, (1, 3, 4, 2), signed=True, kernheight=2, kernwidth=2)
 
 for _shape, _window, _strides in (
     ((7,), (3,), (2,)),
