@@ -401,7 +401,7 @@ class no_grad:
         _silenced.set(_silenced.get() + 1)
 
     def __exit__(self, *exc) -> None:
-        _silenced.set(_silenced.get() - 1)
+        _silenced.set(max(_silenced.get() - 1, 0))  # 0: entered in another thread, left in this one
 
     def __call__(self, function: Callable) -> Callable:
         kinds = (

@@ -402,7 +402,7 @@ def test_layers_and_their_defaults():
     assert weights.shape == (3, 2) and np.array_equal(bias.array, [1, 1])
     assert np.max(np.abs(weights.array)) <= math.sqrt(1 / 5)
     x.assign_value(v64([1, 2, 3]))
-    assert np.allclose(node.run().array, [[1, 2, 3]] @ weights.array + 1)
+    np.testing.assert_allclose(node.run().array, [[1, 2, 3]] @ weights.array + 1, atol=1e-6)
     (kernels,) = sp.get_learnables(sp.convlayer(3, 2, 4, 5)(x))
     assert kernels.shape == (3, 2, 4, 5)
     assert np.max(np.abs(kernels.array)) <= math.sqrt(6 / (6 * 9)) / 2
