@@ -14,7 +14,6 @@
 #include <math.h>
 
 #define INLINE static inline __attribute__((always_inline, unused))
-#define UNUSED __attribute__((unused))
 
 /* Register tiles: ROWS_V is the most rows whose accumulators, V vectors each, stay in registers
  * together with V vectors of the right-hand side and one broadcast number. */
