@@ -1,8 +1,8 @@
 /* The kernel bodies, in an order in which each knows what it uses. Included once per REAL. */
 #include "tile.inc"
 #include "matmul.inc"
-#include "conv2d.inc"
 #include "pooling.inc"
+#include "conv2d.inc"
 #include "sums.inc"
 #include "elementwise.inc"
 #include "winograd.inc"

@@ -25,7 +25,8 @@
 
 typedef int (*matmul_function)(const pool_api *, const void *, const void *, void *, ptrdiff_t,
                                ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t);
-typedef int (*conv_function)(const pool_api *, const geometry *, const void *, const void *, void *);
+typedef int (*conv_function)(const pool_api *, const geometry *, const void *, const void *, void *,
+                             const pooling *);
 typedef int (*window_function)(const pool_api *, const geometry *, const void *, void *, uint8_t *,
                                double);
 typedef int (*sum_function)(const pool_api *, const void *, void *, const ptrdiff_t *);
@@ -44,6 +45,7 @@ static const conv_function conv2d_grad_kernels_table[2] = BOTH(conv2d_grad_kerne
 static const conv_function winograd_table[2] = BOTH(winograd);
 static const conv_function winograd_grad_images_table[2] = BOTH(winograd_grad_images);
 static const conv_function winograd_grad_kernels_table[2] = BOTH(winograd_grad_kernels);
+static const pool_body check_codes_table[2] = BOTH(check_codes_task);
 static const window_function maxpool2d_table[2] = BOTH(maxpool2d);
 static const window_function maxpool2d_gather_table[2] = BOTH(maxpool2d_gather);
 static const window_function maxpool2d_scatter_table[2] = BOTH(maxpool2d_scatter);

@@ -20,15 +20,24 @@ from smallpebble.kernels import reference
 
 cdef extern from "kernels.h" nogil:
     const char *POOL_CAPSULE
+    ctypedef void (*pool_body)(void *, Py_ssize_t, int) noexcept
     ctypedef struct pool_api:
-        pass
+        void (*run)(pool_body, void *, Py_ssize_t, int) noexcept nogil
+        int (*threads)() noexcept nogil
     ctypedef struct geometry:
         Py_ssize_t n, h, w, c, m, kh, kw, sy, sx, top, left, oh, ow
     ctypedef int (*matmul_function)(
         const pool_api *, const void *, const void *, void *, Py_ssize_t, Py_ssize_t, Py_ssize_t,
         Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t) noexcept
+    const int CODE_SCALED
+    ctypedef struct pooling:
+        geometry window
+        uint8_t *codes
+        double alpha
+        int bad
     ctypedef int (*conv_function)(
-        const pool_api *, const geometry *, const void *, const void *, void *) noexcept
+        const pool_api *, const geometry *, const void *, const void *, void *,
+        const pooling *) noexcept
     ctypedef int (*window_function)(
         const pool_api *, const geometry *, const void *, void *, uint8_t *, double) noexcept
     ctypedef int (*sum_function)(
@@ -50,6 +59,7 @@ cdef extern from "kernels.h" nogil:
     const conv_function *winograd_table
     const conv_function *winograd_grad_images_table
     const conv_function *winograd_grad_kernels_table
+    const pool_body *check_codes_table
     const window_function *maxpool2d_table
     const window_function *maxpool2d_gather_table
     const window_function *maxpool2d_scatter_table
@@ -78,6 +88,7 @@ cdef object FLOAT64 = np.dtype(np.float64)
 cdef object UINT8 = np.dtype(np.uint8)
 cdef object INTP = np.dtype(np.intp)
 cdef tuple REALS = (FLOAT32, FLOAT64)
+cdef Py_ssize_t[2] REAL_BYTES = [4, 8]
 
 cdef enum:
     OTHER = -1  # the dtype index of what is neither float32 nor float64
@@ -233,6 +244,16 @@ cdef bint is_output(Operand a, const geometry *s) noexcept:
     return a.view.ndim == 4 and a.view.shape[1] == s.oh and a.view.shape[2] == s.ow
 
 
+cdef bint same_shape(Operand a, Operand b) noexcept:
+    cdef int i
+    if a.view.ndim != b.view.ndim:
+        return False
+    for i in range(a.view.ndim):
+        if a.view.shape[i] != b.view.shape[i]:
+            return False
+    return True
+
+
 cdef bint is_weights(Operand a, const geometry *s) noexcept:
     return a.view.ndim == 4 and a.view.shape[0] == s.kh and a.view.shape[1] == s.kw
 
@@ -254,16 +275,15 @@ cdef bint use_winograd(const geometry *s) except -1:
 
 
 cdef object convolve(conv_function *direct, conv_function *winograd, str kernel, geometry *s,
-                     Operand a, Operand b, tuple shape, int real):
+                     Operand a, Operand b, Operand y, int real, pooling *pooled=NULL):
     """Run one of the three convolutions, all of whose sizes are in `s`."""
-    cdef Operand y = fresh(shape, REALS[real])
     cdef conv_function function = winograd[real] if use_winograd(s) else direct[real]
     cdef int status = 0
     if s.n == 0 or s.c == 0 or s.m == 0:
         y.array[...] = 0
         return y.array
     with nogil:
-        status = function(pool, s, a.view.buf, b.view.buf, y.view.buf)
+        status = function(pool, s, a.view.buf, b.view.buf, y.view.buf, pooled)
     return finished(status, y, kernel)
 
 
@@ -280,9 +300,9 @@ def conv2d(images, kernels, window):
     if not (is_image(x, &s) and is_weights(k, &s) and x.view.shape[3] == k.view.shape[2]):
         misfit("conv2d", (images, kernels))
     s.n, s.c, s.m = x.view.shape[0], x.view.shape[3], k.view.shape[3]
-    shape = (s.n, s.oh, s.ow, s.m)
+    cdef Operand y = fresh((s.n, s.oh, s.ow, s.m), REALS[real])
     return convolve(<conv_function *>conv2d_table, <conv_function *>winograd_table, "conv2d", &s,
-                    x, k, shape, real)
+                    x, k, y, real)
 
 
 def conv2d_grad_images(g, kernels, window):
@@ -299,9 +319,9 @@ def conv2d_grad_images(g, kernels, window):
     if not (is_output(x, &s) and is_weights(k, &s) and x.view.shape[3] == k.view.shape[3]):
         misfit(name, (g, kernels))
     s.n, s.c, s.m = x.view.shape[0], k.view.shape[2], k.view.shape[3]
-    shape = (s.n, s.h, s.w, s.c)
+    cdef Operand y = fresh((s.n, s.h, s.w, s.c), REALS[real])
     return convolve(<conv_function *>conv2d_grad_images_table,
-                    <conv_function *>winograd_grad_images_table, name, &s, x, k, shape, real)
+                    <conv_function *>winograd_grad_images_table, name, &s, x, k, y, real)
 
 
 def conv2d_grad_kernels(g, images, window):
@@ -318,9 +338,141 @@ def conv2d_grad_kernels(g, images, window):
     if not (is_output(x, &s) and is_image(k, &s) and x.view.shape[0] == k.view.shape[0]):
         misfit(name, (g, images))
     s.n, s.c, s.m = k.view.shape[0], k.view.shape[3], x.view.shape[3]
-    shape = (s.kh, s.kw, s.c, s.m)
+    cdef Operand y = fresh((s.kh, s.kw, s.c, s.m), REALS[real])
     return convolve(<conv_function *>conv2d_grad_kernels_table,
-                    <conv_function *>winograd_grad_kernels_table, name, &s, x, k, shape, real)
+                    <conv_function *>winograd_grad_kernels_table, name, &s, x, k, y, real)
+
+
+# ------------------------------------------------- convolution, leaky_relu and max pooling at once
+
+
+cdef enum:
+    POOLED_BYTES = 1 << 20  # most memory for the outputs of an image: they are to stay in the cache
+    POOLED_IMAGES = 16  # the fewest images, since each is the work of one thread
+
+
+cdef int read_pooling(object window, object pool, object alpha, geometry *s, pooling *p,
+                      str kernel) except -1:
+    """Both windows and the slope, checked; the channels are set where they are known."""
+    p.alpha = number(alpha, f"{kernel}: alpha")
+    p.codes, p.bad = NULL, 0
+    read_window(window, s, kernel)
+    read_window(pool, &p.window, kernel)
+    if p.window.h != s.oh or p.window.w != s.ow:
+        raise ValueError(f"{kernel}: {pool!r} does not go over the outputs of {window!r}")
+    if p.window.kh > p.window.sy or p.window.kw > p.window.sx:
+        raise ValueError(f"{kernel}: windows of {pool!r} overlap")
+    if p.window.kh * p.window.kw > CODE_SCALED:
+        raise ValueError(f"{kernel}: {pool!r} has more than {CODE_SCALED} cells")
+    return 0
+
+
+cdef bint pools_at_once(const geometry *s, int real) noexcept:
+    """Whether outputs are pooled in the cache, and do not become an array. Bits do not differ."""
+    return (s.n >= POOLED_IMAGES
+            and s.oh * s.ow <= POOLED_BYTES // s.m // REAL_BYTES[real])
+
+
+cdef object known_codes(Operand g, Operand codes, const geometry *s, pooling *p, int real,
+                        str kernel):
+    """Take `codes` for the pooling, after a check that they fit g and name pixels."""
+    cdef pool_body check = check_codes_table[real]
+    cdef int threads = pool.threads() if codes.size() > 100000 else 1
+    p.window.n, p.window.c = s.n, s.m
+    p.codes = <uint8_t *>codes.view.buf
+    with nogil:
+        pool.run(check, p, s.n, threads)
+    if p.bad:
+        raise IndexError(f"{kernel}: a code names no cell of its window")
+
+
+cdef object unpooled(object g, object codes, object pool, object alpha):
+    """The gradient in the outputs of the convolution, as an array."""
+    g = g * np.where(codes < CODE_SCALED, 1, alpha).astype(g.dtype)
+    return maxpool2d_scatter(g, codes & np.uint8(CODE_SCALED - 1), pool)
+
+
+def conv2d_maxpool2d(images, kernels, window, pool, alpha=1.0):
+    """leaky_relu(maxpool2d(conv2d(images, kernels))) -> values and codes, two (n, ph, pw, m).
+
+    The outputs of the convolution are pooled while they are in the cache: on small images that is
+    most of the memory that the three kernels would go through.
+    """
+    images = plain(images, "conv2d_maxpool2d")
+    kernels = plain(kernels, "conv2d_maxpool2d")
+    cdef str name = "conv2d_maxpool2d"
+    cdef int real = common(real_of(images), real_of(kernels))
+    cdef geometry s
+    cdef pooling p
+    if real == OTHER:
+        return reference.conv2d_maxpool2d(images, kernels, window, pool, alpha)
+    read_pooling(window, pool, alpha, &s, &p, name)
+    cdef Operand x = read(images, real), k = read(kernels, real), y, codes
+    if not (is_image(x, &s) and is_weights(k, &s) and x.view.shape[3] == k.view.shape[2]):
+        misfit(name, (images, kernels))
+    s.n, s.c, s.m = x.view.shape[0], x.view.shape[3], k.view.shape[3]
+    if not s.m or not s.c or not pools_at_once(&s, real):
+        largest, indices = maxpool2d(conv2d(images, kernels, window), pool)
+        indices += np.uint8(CODE_SCALED) * ~(largest > 0)
+        return leaky_relu(largest, alpha), indices
+    p.window.n, p.window.c = s.n, s.m
+    shape = (s.n, p.window.oh, p.window.ow, s.m)
+    y, codes = fresh(shape, REALS[real]), fresh(shape, UINT8)
+    p.codes = <uint8_t *>codes.view.buf
+    convolve(<conv_function *>conv2d_table, <conv_function *>winograd_table, name, &s, x, k, y,
+             real, &p)
+    return y.array, codes.array
+
+
+def conv2d_maxpool2d_grad_images(g, codes, kernels, window, pool, alpha=1.0):
+    """Adjoint of `conv2d_maxpool2d` in the images: g and codes (n, ph, pw, m) -> (n, h, w, c)."""
+    g = plain(g, "conv2d_maxpool2d_grad_images")
+    codes = plain(codes, "conv2d_maxpool2d_grad_images")
+    kernels = plain(kernels, "conv2d_maxpool2d_grad_images")
+    cdef str name = "conv2d_maxpool2d_grad_images"
+    cdef int real = common(real_of(g), real_of(kernels))
+    cdef geometry s
+    cdef pooling p
+    if real == OTHER or codes.dtype is not UINT8:
+        return reference.conv2d_maxpool2d_grad_images(g, codes, kernels, window, pool, alpha)
+    read_pooling(window, pool, alpha, &s, &p, name)
+    cdef Operand x = read(g, real), i = read_as(codes, UINT8), k = read(kernels, real), y
+    if not (is_output(x, &p.window) and same_shape(x, i) and is_weights(k, &s)
+            and x.view.shape[3] == k.view.shape[3]):
+        misfit(name, (g, codes, kernels))
+    s.n, s.c, s.m = x.view.shape[0], k.view.shape[2], k.view.shape[3]
+    known_codes(x, i, &s, &p, real, name)
+    # The direct kernel takes tiles over the batch, so it needs the whole array.
+    if not s.m or not s.c or not pools_at_once(&s, real) or not use_winograd(&s):
+        return conv2d_grad_images(unpooled(x.array, i.array, pool, alpha), kernels, window)
+    y = fresh((s.n, s.h, s.w, s.c), REALS[real])
+    return convolve(<conv_function *>conv2d_grad_images_table,
+                    <conv_function *>winograd_grad_images_table, name, &s, x, k, y, real, &p)
+
+
+def conv2d_maxpool2d_grad_kernels(g, codes, images, window, pool, alpha=1.0):
+    """Adjoint of `conv2d_maxpool2d` in the kernels: g, codes (n, ph, pw, m) -> (kh, kw, c, m)."""
+    g = plain(g, "conv2d_maxpool2d_grad_kernels")
+    codes = plain(codes, "conv2d_maxpool2d_grad_kernels")
+    images = plain(images, "conv2d_maxpool2d_grad_kernels")
+    cdef str name = "conv2d_maxpool2d_grad_kernels"
+    cdef int real = common(real_of(g), real_of(images))
+    cdef geometry s
+    cdef pooling p
+    if real == OTHER or codes.dtype is not UINT8:
+        return reference.conv2d_maxpool2d_grad_kernels(g, codes, images, window, pool, alpha)
+    read_pooling(window, pool, alpha, &s, &p, name)
+    cdef Operand x = read(g, real), i = read_as(codes, UINT8), k = read(images, real), y
+    if not (is_output(x, &p.window) and same_shape(x, i) and is_image(k, &s)
+            and x.view.shape[0] == k.view.shape[0]):
+        misfit(name, (g, codes, images))
+    s.n, s.c, s.m = k.view.shape[0], k.view.shape[3], x.view.shape[3]
+    known_codes(x, i, &s, &p, real, name)
+    if not s.m or not s.c or not pools_at_once(&s, real):
+        return conv2d_grad_kernels(unpooled(x.array, i.array, pool, alpha), images, window)
+    y = fresh((s.kh, s.kw, s.c, s.m), REALS[real])
+    return convolve(<conv_function *>conv2d_grad_kernels_table,
+                    <conv_function *>winograd_grad_kernels_table, name, &s, x, k, y, real, &p)
 
 
 cdef object over_windows(window_function *table, str kernel, geometry *s, Operand x, Operand y,

@@ -63,6 +63,18 @@ typedef struct {
     ptrdiff_t n, h, w, c, m, kh, kw, sy, sx, top, left, oh, ow;
 } geometry;
 
+/* Max pooling that is done together with the convolution before it: its windows over the outputs of
+ * the convolution, and leaky_relu's slope below 0. A code is the index of the largest cell of its
+ * window, plus CODE_SCALED where the largest was not above 0 and so was scaled. */
+#define CODE_SCALED 128
+
+typedef struct {
+    geometry window;
+    uint8_t *codes;
+    double alpha;
+    int bad; /* whether a code has named no cell of its window */
+} pooling;
+
 /* A range of outputs o, all of which see the cells k of the window in [first, last). */
 typedef struct {
     ptrdiff_t begin, end, first, last;

@@ -129,7 +129,7 @@ def compare(kernel, got, args, dtype, expected=None):
         return np.inf
     worst = 0.0
     for array, (value, allowed) in zip(got, expected):
-        right = value.dtype if allowed is None else np.dtype(dtype)
+        right = value.dtype if allowed is None or value.dtype.kind != "f" else np.dtype(dtype)
         if array.shape != value.shape or array.dtype != right:
             return np.inf
         worst = max(worst, _error(array, value, allowed))
@@ -373,6 +373,82 @@ def _grad_images_work(g, kernels, window):
 
 def _grad_kernels_work(g, images, window):
     return 2 * g.size * window.kh * window.kw * images.shape[3], "flop"
+
+
+# Convolutions with the pooling after them: (n, c, geometry, m, kh, kw, sy, sx, padding of the pool);
+# few images are convolved and pooled in turn.
+_POOLED = (
+    (2, 3, _GEOMETRIES[0], 5, 2, 2, 2, 2, "SAME"),
+    (17, 3, _GEOMETRIES[0], 5, 2, 2, 2, 2, "SAME"),
+    (16, 3, (9, 8, 3, 3, 1, 1, "VALID"), 32, 2, 2, 2, 2, "SAME"),
+    (16, 3, (9, 8, 3, 3, 1, 1, "SAME"), 7, 3, 3, 3, 3, "SAME"),
+    (16, 2, (9, 8, 3, 3, 1, 1, "SAME"), 17, 2, 2, 3, 3, "VALID"),
+    (16, 2, (11, 9, 5, 3, 2, 1, "SAME"), 65, 2, 3, 2, 3, "SAME"),
+    (19, 1, (4, 4, 3, 3, 1, 1, "VALID"), 33, 1, 1, 1, 1, "VALID"),
+    (16, 1, (13, 12, 1, 1, 1, 1, "VALID"), 3, 11, 11, 12, 12, "VALID"),
+    # by Winograd's algorithm, unless told otherwise
+    (17, 17, (12, 13, 3, 3, 1, 1, "VALID"), 19, 2, 2, 2, 2, "SAME"),
+    (16, 16, (9, 9, 3, 3, 1, 1, "SAME"), 80, 3, 2, 3, 2, "SAME"),
+)
+_POOLED_BENCH = tuple((*spec, 2, 2, 2, 2, "SAME") for spec in _CONVOLUTIONS_BENCH)
+_POOLED_ALPHA = 0.25  # its products are exact
+
+
+def _pooled_windows(spec):
+    _, _, geometry, _, *size, padding = spec
+    w = _window(*geometry)
+    return w, _window(w.oh, w.ow, *size, padding)
+
+
+def _conv2d_maxpool2d(spec, rng, dtype):
+    images, kernels, window = _conv2d(spec[:4], rng, dtype)
+    return images, kernels, window, _pooled_windows(spec)[1], _POOLED_ALPHA
+
+
+def _pooled_gradient(spec, rng, dtype):
+    _, pool = _pooled_windows(spec)
+    largest, indices = reference.maxpool2d(_real(rng, dtype, spec[0], pool.h, pool.w, spec[3]), pool)
+    return _real(rng, dtype, *largest.shape), indices + np.uint8(128) * (largest < 0)
+
+
+def _conv2d_maxpool2d_grad_images(spec, rng, dtype):
+    _, kernels, window = _conv2d(spec[:4], rng, dtype)
+    pool = _pooled_windows(spec)[1]
+    return *_pooled_gradient(spec, rng, dtype), kernels, window, pool, _POOLED_ALPHA
+
+
+def _conv2d_maxpool2d_grad_kernels(spec, rng, dtype):
+    images, _, window = _conv2d(spec[:4], rng, dtype)
+    pool = _pooled_windows(spec)[1]
+    return *_pooled_gradient(spec, rng, dtype), images, window, pool, _POOLED_ALPHA
+
+
+def _pooled_label(n, c, geometry, m, kh, kw, sy, sx, padding):
+    return f"{_windowed(n, c, geometry, m)}, max {kh}x{kw} step {sy}x{sx} {padding}"
+
+
+def _pooled_work(images, kernels, window, pool, alpha):
+    return _conv2d_work(images, kernels, window)
+
+
+def _pooled_grad_work(g, codes, other, window, pool, alpha):
+    c = other.shape[2] if other.shape[:2] == (window.kh, window.kw) else other.shape[3]
+    outputs = len(g) * window.oh * window.ow * g.shape[3]
+    return 2 * outputs * window.kh * window.kw * c, "flop"
+
+
+def _pooled_bound(args, dtype):
+    """The convolution's; where rounding can make another cell the largest, any code is right."""
+    images, kernels, window, pool, alpha = args
+    error = _added("conv2d", lambda images, kernels, _: prod(kernels.shape[:3]), args[:3], dtype)
+    outputs = reference.conv2d(images, kernels, window)
+    largest, indices = reference.maxpool2d(outputs, pool)
+    allowed = reference.maxpool2d(error, pool)[0]
+    others = outputs.copy()
+    others[reference.maxpool2d_scatter(np.ones_like(largest), indices, pool) == 1] = -np.inf
+    second = reference.maxpool2d(others, pool)[0]
+    close = (largest - second <= 2 * allowed) | (np.abs(largest) <= allowed)
+    return allowed + _u(dtype) * np.abs(largest), np.where(close, 255, 0)
 
 
 # Pools and patches: (n, c, geometry)
@@ -869,6 +945,7 @@ def _adam_work(parameters, *_):
 
 
 _CONV = (_CONVOLUTIONS, _CONVOLUTIONS_BENCH, _windowed)
+_POOLED_CONV = (_POOLED, _POOLED_BENCH, _pooled_label)
 _POOL = (_POOLS, _POOLS_BENCH, _windowed)
 _PATCH = (_POOLS, _PATCHES_BENCH, _windowed)
 _BROADCAST = (_BROADCASTS, _BROADCASTS_BENCH, _arrow)
@@ -915,6 +992,40 @@ KERNELS = {
             *_CONV,
             _grad_kernels_work,
             partial(_added, "conv2d_grad_kernels", lambda g, images, window: prod(g.shape[:3])),
+            whole=True,
+        ),
+        Kernel(
+            "conv2d_maxpool2d",
+            _conv2d_maxpool2d,
+            *_POOLED_CONV,
+            _pooled_work,
+            _pooled_bound,
+            whole=True,
+        ),
+        Kernel(
+            "conv2d_maxpool2d_grad_images",
+            _conv2d_maxpool2d_grad_images,
+            *_POOLED_CONV,
+            _pooled_grad_work,
+            partial(
+                _added,
+                "conv2d_maxpool2d_grad_images",
+                lambda g, codes, kernels, window, *_: (
+                    window.kh * window.kw * kernels.shape[3] + 1
+                ),
+            ),
+            whole=True,
+        ),
+        Kernel(
+            "conv2d_maxpool2d_grad_kernels",
+            _conv2d_maxpool2d_grad_kernels,
+            *_POOLED_CONV,
+            _pooled_grad_work,
+            partial(
+                _added,
+                "conv2d_maxpool2d_grad_kernels",
+                lambda g, codes, images, window, *_: len(g) * window.oh * window.ow + 1,
+            ),
             whole=True,
         ),
         Kernel("patches", _images, *_PATCH, _patches_work),

@@ -163,6 +163,51 @@ def maxpool2d_scatter(g, indices, window):
     return images
 
 
+_SCALED = 128  # in a code: leaky_relu scaled the largest, since it was not above 0
+
+
+def _need_pooling(window, pool, name):
+    if (pool.h, pool.w) != (window.oh, window.ow):
+        raise ValueError(f"{name}: {pool!r} does not go over the outputs of {window!r}")
+    if pool.kh > pool.sy or pool.kw > pool.sx:
+        raise ValueError(f"{name}: windows of {pool!r} overlap")
+    if pool.kh * pool.kw > _SCALED:
+        raise ValueError(f"{name}: {pool!r} has more than {_SCALED} cells")
+
+
+def conv2d_maxpool2d(images, kernels, window, pool, alpha=1.0):
+    """leaky_relu(maxpool2d(conv2d(images, kernels))) -> values and codes, two (n, ph, pw, m).
+
+    A code is the index of `maxpool2d`, plus 128 where the largest is not above 0 (or NaN) and
+    leaky_relu scales it by `alpha`. Windows of `pool` must not overlap, nor have more than 128
+    cells.
+    """
+    _need_pooling(window, pool, "conv2d_maxpool2d")
+    largest, indices = maxpool2d(conv2d(images, kernels, window), pool)
+    return leaky_relu(largest, alpha), indices + np.where(largest > 0, 0, _SCALED).astype(np.uint8)
+
+
+def _unpool(g, codes, pool, alpha, name):
+    """The gradient in the outputs of the convolution."""
+    _need(_is_output(g, pool) and g.shape == codes.shape, name, g, codes)
+    slope = np.where(codes < _SCALED, 1, alpha).astype(g.dtype)
+    return maxpool2d_scatter(g * slope, codes & (_SCALED - 1), pool)
+
+
+def conv2d_maxpool2d_grad_images(g, codes, kernels, window, pool, alpha=1.0):
+    """Adjoint of `conv2d_maxpool2d` in the images: g and codes (n, ph, pw, m) -> (n, h, w, c)."""
+    _need_pooling(window, pool, "conv2d_maxpool2d_grad_images")
+    g = _unpool(g, codes, pool, alpha, "conv2d_maxpool2d_grad_images")
+    return conv2d_grad_images(g, kernels, window)
+
+
+def conv2d_maxpool2d_grad_kernels(g, codes, images, window, pool, alpha=1.0):
+    """Adjoint of `conv2d_maxpool2d` in the kernels: g, codes (n, ph, pw, m) -> (kh, kw, c, m)."""
+    _need_pooling(window, pool, "conv2d_maxpool2d_grad_kernels")
+    g = _unpool(g, codes, pool, alpha, "conv2d_maxpool2d_grad_kernels")
+    return conv2d_grad_kernels(g, images, window)
+
+
 def _cells(window, dtype):
     """How many cells of each window lie on the image: (1, oh, ow, 1)."""
     count = np.zeros((1, window.oh, window.ow, 1), dtype)
