@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -146,7 +147,7 @@ class Variable:
         if name == "_array":
             later = self._later
             if later is not None:
-                self._array = later.compute()
+                self._array = later.value()
                 self._later = None
                 if type(self._node) is _Node:
                     self._node.y = self._array
@@ -166,6 +167,11 @@ class Variable:
         self._array  # noqa: B018 - a value that waits to be computed is computed first
         self._array = _as_array(value)
         self._private = self._lent = False
+
+    def _take(self, array: np.ndarray) -> None:
+        """Assign an array that nobody else has."""
+        self.array = array
+        self._private = True
 
     @property
     def local_gradients(self) -> list | tuple:
@@ -188,10 +194,11 @@ class Variable:
         self._array  # noqa: B018 - as above
         self._node = _Written(pairs)
 
-    dtype = property(lambda self: self._array.dtype, doc="The dtype of the array.")
-    ndim = property(lambda self: self._array.ndim, doc="The number of dimensions.")
-    shape = property(lambda self: self._array.shape, doc="The shape of the array.")
-    size = property(lambda self: self._array.size, doc="The number of elements.")
+    # `_later or _array`: the shape is known before the value is.
+    dtype = property(lambda self: (self._later or self._array).dtype, doc="Its array's dtype.")
+    shape = property(lambda self: (self._later or self._array).shape, doc="Its array's shape.")
+    ndim = property(lambda self: len(self.shape), doc="The number of dimensions.")
+    size = property(lambda self: math.prod(self.shape), doc="The number of elements.")
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         array = self.array if dtype is None else self.array.astype(dtype, copy=False)
@@ -237,11 +244,15 @@ class Variable:
 
 
 class _Node:
-    """How a Variable was made: the operation, its arguments, their arrays then, and the rules."""
+    """How a Variable was made: the operation, its arguments, their arrays then, and the rules.
 
-    __slots__ = ("inputs", "operation", "rules", "values", "y")
+    `held` says that nobody can write into those arrays any more (see Later).
+    """
 
-    def __init__(self, operation, inputs, values, rules, y):
+    __slots__ = ("held", "inputs", "operation", "rules", "values", "y")
+
+    def __init__(self, operation, inputs, values, rules, y, held=False):
+        self.held = held
         self.operation = operation
         self.inputs = inputs
         self.values = values
@@ -290,7 +301,11 @@ class _Function:
 
 
 def primitive(
-    function: Callable[..., tuple] | None = None, *, linear: bool = False, operands: int = 0
+    function: Callable[..., tuple] | None = None,
+    *,
+    linear: bool = False,
+    operands: int = 0,
+    waits: bool = False,
 ) -> Callable[..., Any]:
     """Make a differentiable operation of a function on arrays that returns (value, rule, ...).
 
@@ -305,6 +320,8 @@ def primitive(
     operands : int
         So many first arguments, where they are plain numbers or arrays beside a floating Variable,
         are taken into the Variable's dtype.
+    waits : bool
+        Inputs that are not computed yet may stay so: the function takes a `Later` for them.
 
     Returns
     -------
@@ -312,7 +329,7 @@ def primitive(
     a Variable.
     """
     if function is None:
-        return functools.partial(primitive, linear=linear, operands=operands)
+        return functools.partial(primitive, linear=linear, operands=operands, waits=waits)
     if not callable(function):
         raise TypeError(f"primitive: expected a function, got {type(function).__name__}")
     code = getattr(function, "__code__", None)
@@ -329,7 +346,9 @@ def primitive(
                 if name not in kwargs:
                     break
                 args += (kwargs.pop(name),)
-        if is_own:
+        if waits:
+            values = [_waiting(a) if isinstance(a, Variable) else a for a in args]
+        elif is_own:
             values = [a._array if isinstance(a, Variable) else a for a in args]
         else:  # somebody else's function may keep what it is shown, and what it returns
             values = [a.array if isinstance(a, Variable) else a for a in args]
@@ -349,7 +368,7 @@ def primitive(
             raise TypeError(f"{function.__name__} must return a tuple: its value, then its rules")
         y, *rules = returned
         if not variables:
-            return y.compute() if type(y) is Later else y
+            return y.value(values) if type(y) is Later else y
         n = len(rules)
         for variable in (*args[n:], *kwargs.values()):
             if isinstance(variable, Variable):
@@ -358,10 +377,9 @@ def primitive(
                     "compute: pass its array"
                 )
         if type(y) is Later:
-            (source,) = variables
-            if source._private:
-                return _computed_later(operation, args, values, rules, y)
-            y = y.compute()
+            if y.hold(operation, args, values, n):
+                return _computed_later(y, rules)
+            y = y.value(values)
         result = Variable(y)
         y = result._array
         if y.base is None and not any(y is value for value in values):
@@ -377,6 +395,8 @@ def primitive(
 
     operation.linear = linear
     operation.is_own = is_own
+    operation.waits = waits
+    operation.function = function
     return operation
 
 
@@ -542,6 +562,8 @@ class Gradients(MutableMapping):
                     values, y = _as_variables(consumer, node)
                 else:
                     values, y = self._frozen.get(consumer) or (node.values, node.y)
+                    if node.operation.waits:
+                        values = [_value(one) for one in values]
                 part = _fitting(rule(g, y, *values), value, rule, node)
                 total = part if total is None else _as_gradient(total + part)
         return total
@@ -570,7 +592,9 @@ class Gradients(MutableMapping):
                 if type(node) is not _Node or node.operation.linear:
                     continue
                 if consumer not in self._frozen:
-                    values = [safe(value, x) for value, x in zip(node.values, node.inputs)]
+                    values = node.values
+                    if not node.held:
+                        values = [safe(value, x) for value, x in zip(values, node.inputs)]
                     self._frozen[consumer] = values, safe(node.y, consumer)
 
     def _ensure(self, v) -> None:
@@ -606,7 +630,8 @@ class Gradients(MutableMapping):
         g = self._shown(v)
         if g is None:
             edges = (self._edges or {}).get(v)
-            g = np.zeros_like(edges[0][2] if edges else v._array)
+            like = edges[0][2] if edges else v
+            g = np.zeros(like.shape, like.dtype)
             g = Variable(g) if self._differentiable else g
         elif self._differentiable:
             with _Recording(True):
@@ -813,45 +838,97 @@ class shown_only:
 
 
 class Later:
-    """The value of a primitive of one input that is computed when somebody needs it.
+    """The value of a primitive that is computed when somebody needs it.
 
-    An operation that takes a short cut past it never does (see `pass_by`).
+    An operation that takes a short cut past it never does (see `short_cut`).
+
+    Parameters
+    ----------
+    compute : function of the values of all arguments of the primitive
+    shape, dtype : of the value
+    worth : int
+        Arguments that a user could write to are copied, lest they change before they are used: at
+        most so many bytes of them. With more, the value is computed at once.
     """
 
-    __slots__ = ("arguments", "compute", "operation", "source")
+    __slots__ = ("_array", "arguments", "compute", "dtype", "n", "operation", "shape", "values",
+                 "worth")  # fmt: skip
 
-    def __init__(self, compute: Callable[[], np.ndarray]) -> None:
+    def __init__(self, compute: Callable, shape: tuple, dtype: np.dtype, worth: int = 0) -> None:
         self.compute = compute
+        self.shape = shape
+        self.dtype = dtype
+        self.worth = worth
+        self._array = None
+
+    def value(self, values: list | None = None) -> np.ndarray:
+        """The array: computed once, from the values of the arguments or from those held."""
+        if self._array is None:
+            values = self.values if values is None else values
+            self._array = self.compute(*[_value(one) for one in values])
+            self.values = None
+        return self._array
+
+    def hold(self, operation, args, values, n) -> bool:
+        """Keep the first `n` values as they are now; False if that took too large copies."""
+        exposed = [
+            isinstance(value, np.ndarray) and not getattr(a, "_private", False)
+            for a, value in zip(args[:n], values)
+        ]
+        if sum(value.nbytes for value, e in zip(values, exposed) if e) > self.worth:
+            return False
+        for a, is_exposed in zip(args, exposed):
+            if not is_exposed and isinstance(a, Variable):
+                a._lent = True
+        held = [value.copy() if e else value for value, e in zip(values, exposed)]
+        self.operation, self.arguments, self.n = operation, args, n
+        self.values = [*held, *values[n:]]
+        return True
 
 
-def _computed_later(operation, args, values, rules, later) -> Variable:
-    args[0]._lent = True  # its array must stay as it is until then
-    later.operation, later.arguments, later.source = operation, args, values[0]
+def _value(one):
+    return one.value() if type(one) is Later else one
+
+
+def _waiting(v: Variable):
+    """The array of `v`, or its Later if that is not built on another: values are two deep at most,
+    or reading the last of a long chain would recurse through all of it."""
+    later = v._later
+    if later is None or any(type(value) is Later for value in later.values or ()):
+        return v._array
+    return later
+
+
+def _computed_later(later, rules) -> Variable:
     result = Variable.__new__(Variable)
     result._later, result._private, result._lent, result._node = later, True, False, None
     if _is_recording():
-        result._node = _Node(operation, args, values[: len(rules)], rules, later)
+        values = later.values[: later.n]
+        result._node = _Node(later.operation, later.arguments, values, rules, later, held=True)
     return result
 
 
-def not_computed(v, operation) -> tuple | None:
-    """The arguments of `operation` that would give `v`, if nobody has needed its value so far."""
+def not_computed(v, operation) -> Later | None:
+    """The Later of `v` if it is one of `operation`, and nobody has needed its value so far."""
     later = getattr(v, "_later", None)
-    if later is None or later.operation is not operation:
+    if later is None or later.operation is not operation or later.values is None:
         return None
-    still_there = later.arguments[0]._array is later.source  # not rebound, nor looked at
-    return later.arguments if still_there else None
+    return later
 
 
-def pass_by(result: Variable, place: int, passed: Variable) -> Variable:
-    """Make `passed` the input at `place` of `result`, which was computed without its value.
+def short_cut(operation, later: Later, passed: tuple, *parameters) -> Variable:
+    """`operation` on what `later` was given, past the Variables in `passed`.
 
-    The rule at that place must be `shown_only`: the gradient is shown to who asks for it, but goes
-    on by the short cut.
+    The rules of `operation` are one for each input of `later`, and then one for each in `passed`.
+    These must be `shown_only`: the gradient is shown to who asks for it, but goes on by the short
+    cut.
     """
-    node = result._node
-    if node is not None:
-        like = passed._later.arguments[0]._array  # of the shape and dtype of the value
-        node.inputs = (*node.inputs[:place], passed, *node.inputs[place + 1 :])
-        node.values = [*node.values[:place], like, *node.values[place + 1 :]]
+    values = [_value(one) for one in later.values[: later.n]]
+    y, *rules = operation.function(*values, *[None] * len(passed), *parameters)
+    result = Variable(y)
+    result._private = True
+    if _is_recording():
+        inputs = (*later.arguments[: later.n], *passed)
+        values += [v._later for v in passed]
+        result._node = _Node(operation, inputs, values, rules, y, held=True)
     return result

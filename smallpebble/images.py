@@ -13,18 +13,34 @@ from collections.abc import Sequence
 import numpy as np
 
 from . import kernels
-from .core import Variable, not_computed, pass_by, primitive, shown_only
+from .kernels import _choice
+from .core import Later, Variable, not_computed, primitive, short_cut, shown_only
 from .ops import Operand, _inexact, _leaky_relu_grad, _whole, leaky_relu, pad
 from .shapes import as_int, pad_amounts, window
 
 
 @primitive(operands=2)
-def _conv2d(images, kernel, window):
+def _conv2d(images, kernel, window, how):
+    shape = (len(images), window.oh, window.ow, kernel.shape[3])
+    dtype = np.result_type(images, kernel)
+    worth = math.prod(shape) * dtype.itemsize // 4  # a small part of what a short cut saves
     return (
-        kernels.conv2d(images, kernel, window),
+        Later(_convolved, shape, dtype, worth),
         lambda g, y, images, kernel: conv2d_grad_images(g, kernel, window),
         lambda g, y, images, kernel: conv2d_grad_kernels(g, images, window),
     )
+
+
+def _how():
+    """By which kernels and which algorithm a convolution is computed now."""
+    return kernels.active(), _choice.current()
+
+
+def _convolved(images, kernel, window, how):
+    if how == _how():
+        return kernels.conv2d(images, kernel, window)
+    with kernels.use_kernels(how[0]), kernels.use_conv(how[1]):
+        return kernels.conv2d(images, kernel, window)
 
 
 @primitive
@@ -32,7 +48,7 @@ def conv2d_grad_images(g, kernel, window):
     """Adjoint of `conv2d` in its images: (n, oh, ow, m), (kh, kw, c, m) -> (n, h, w, c)."""
     return (
         kernels.conv2d_grad_images(g, kernel, window),
-        lambda images, y, g, kernel: _conv2d(images, kernel, window),
+        lambda images, y, g, kernel: _conv2d(images, kernel, window, _how()),
         lambda images, y, g, kernel: conv2d_grad_kernels(g, images, window),
     )
 
@@ -42,7 +58,7 @@ def conv2d_grad_kernels(g, images, window):
     """Adjoint of `conv2d` in its kernels: (n, oh, ow, m), (n, h, w, c) -> (kh, kw, c, m)."""
     return (
         kernels.conv2d_grad_kernels(g, images, window),
-        lambda kernel, y, g, images: _conv2d(images, kernel, window),
+        lambda kernel, y, g, images: _conv2d(images, kernel, window, _how()),
         lambda kernel, y, g, images: conv2d_grad_images(g, kernel, window),
     )
 
@@ -83,7 +99,7 @@ def conv2d(
         )
     if not kernels.shape[3]:
         raise ValueError(f"conv2d: there must be at least one kernel, got shape {kernels.shape}")
-    return _conv2d(images, kernels, geometry)
+    return _conv2d(images, kernels, geometry, _how())
 
 
 def maxpool2d(
@@ -106,14 +122,33 @@ def maxpool2d(
     Variable (n, output height, output width, channels)
     """
     images = _whole(images)
-    size = (kernheight, kernwidth)
-    arguments = not_computed(images, leaky_relu)
-    if arguments:
-        a, alpha = (*arguments, 0.02)[:2]
-        if 1e-6 <= alpha <= 1e6:  # beyond, products may round to equal numbers
-            geometry = window("maxpool2d", a.shape, size, strides, padding)
-            return pass_by(_maxpool2d_of_leaky_relu(a, None, alpha, geometry), 1, images)
-    return _maxpool2d(images, window("maxpool2d", images.shape, size, strides, padding))
+    geometry = window("maxpool2d", images.shape, (kernheight, kernwidth), strides, padding)
+    y = _pooled_past(images, geometry)
+    return _maxpool2d(images, geometry) if y is None else y
+
+
+def _pooled_past(images, pool):
+    """Max pooling past a leaky_relu, and past the convolution before it, that nobody has needed."""
+    alpha, passed = 1, (images,)
+    activation, convolution = not_computed(images, leaky_relu), not_computed(images, _conv2d)
+    if activation:
+        alpha = (*activation.arguments, 0.02)[1]
+        if not 1e-6 <= alpha <= 1e6:  # beyond, products may round to equal numbers
+            return None
+        passed = (activation.arguments[0], images)
+        convolution = not_computed(passed[0], _conv2d)
+    if convolution and convolution.arguments[3] == _how() and _can_join(convolution.dtype, pool):
+        operation = _conv2d_leaky_relu_maxpool2d if activation else _conv2d_maxpool2d
+        return short_cut(operation, convolution, passed, convolution.arguments[2], pool, alpha)
+    if activation:
+        return short_cut(_leaky_relu_maxpool2d, activation, (images,), alpha, pool)
+    return None
+
+
+def _can_join(dtype, pool) -> bool:
+    """Whether there is a kernel that convolves and pools at once."""
+    apart = pool.sy >= pool.kh and pool.sx >= pool.kw
+    return apart and pool.kh * pool.kw <= 128 and dtype in (np.float32, np.float64)
 
 
 @primitive(linear=True)
@@ -123,17 +158,72 @@ def _maxpool2d(images, window):
 
 
 @primitive
-def _maxpool2d_of_leaky_relu(a, images, alpha, window):
+def _leaky_relu_maxpool2d(a, activated, alpha, pool):
     """maxpool2d(leaky_relu(a)) as leaky_relu(maxpool2d(a)), since leaky_relu always rises.
 
-    `images`, the large array between the two, is neither written nor read.
+    `activated`, the large array between the two, is neither written nor read.
     """
-    largest, indices = kernels.maxpool2d(a, window)
+    largest, indices = kernels.maxpool2d(a, pool)
     return (
         kernels.leaky_relu(_inexact(largest), alpha),
-        lambda g, y, *_: _scatter(_leaky_relu_grad(g, y, alpha), indices, window),
-        shown_only(lambda g, *_: _scatter(g, indices, window)),
+        lambda g, y, *_: _scatter(_leaky_relu_grad(g, y, alpha), indices, pool),
+        shown_only(lambda g, *_: _scatter(g, indices, pool)),
     )
+
+
+@primitive
+def _conv2d_leaky_relu_maxpool2d(images, kernel, outputs, activated, window, pool, alpha):
+    """maxpool2d(leaky_relu(conv2d(images, kernel))); the two arrays between are never made."""
+    y, codes = kernels.conv2d_maxpool2d(images, kernel, window, pool, alpha)
+    indices, how = codes & np.uint8(127), (codes, window, pool, alpha)
+    return (
+        y,
+        lambda g, y, images, kernel, *_: _pooled_grad_images(g, kernel, *how),
+        lambda g, y, images, kernel, *_: _pooled_grad_kernels(g, images, *how),
+        shown_only(lambda g, y, *_: _scatter(g * _slope(codes, alpha, g.dtype), indices, pool)),
+        shown_only(lambda g, *_: _scatter(g, indices, pool)),
+    )
+
+
+@primitive
+def _conv2d_maxpool2d(images, kernel, outputs, window, pool, alpha):
+    """maxpool2d(conv2d(images, kernel)); the array between the two is never made."""
+    y, *rules = _conv2d_leaky_relu_maxpool2d.function(
+        images, kernel, outputs, None, window, pool, alpha
+    )
+    return y, *rules[:3]
+
+
+@primitive
+def _pooled_grad_images(g, kernel, codes, window, pool, alpha):
+    """conv2d_grad_images of a gradient that comes back through leaky_relu and maxpool2d."""
+    return (
+        kernels.conv2d_maxpool2d_grad_images(g, codes, kernel, window, pool, alpha),
+        lambda gg, y, g, kernel: _pooled(gg, kernel, codes, window, pool, alpha),
+        lambda gg, y, g, kernel: _pooled_grad_kernels(g, gg, codes, window, pool, alpha),
+    )
+
+
+@primitive
+def _pooled_grad_kernels(g, images, codes, window, pool, alpha):
+    """conv2d_grad_kernels of a gradient that comes back through leaky_relu and maxpool2d."""
+    return (
+        kernels.conv2d_maxpool2d_grad_kernels(g, codes, images, window, pool, alpha),
+        lambda gg, y, g, images: _pooled(images, gg, codes, window, pool, alpha),
+        lambda gg, y, g, images: _pooled_grad_images(g, gg, codes, window, pool, alpha),
+    )
+
+
+def _pooled(images, kernel, codes, window, pool, alpha):
+    """conv2d, then what pooling and leaky_relu let through at `codes`: the adjoint of both above."""
+    outputs = _conv2d(images, kernel, window, _how())
+    gathered = _gather(outputs, codes & np.uint8(127), pool)
+    return gathered * _slope(codes, alpha, gathered.dtype)
+
+
+def _slope(codes, alpha, dtype):
+    """Of leaky_relu, by the mark in the codes of `conv2d_maxpool2d`."""
+    return np.where(codes < 128, 1, alpha).astype(dtype)
 
 
 @primitive(linear=True)

@@ -130,7 +130,7 @@ class Adam:
             self.eps,
         )
         for variable, array, step in zip(variables, new, steps):
-            variable.array = array
+            variable._take(array)
             self.t[variable] = step
 
 
@@ -148,4 +148,4 @@ def sgd_step(
         array - array.dtype.type(learning_rate) * gradient for array, gradient in zip(arrays, grads)
     ]
     for variable, array in zip(variables, new):
-        variable.array = array
+        variable._take(array)
