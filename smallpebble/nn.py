@@ -86,8 +86,13 @@ def linearlayer(
 
 
 def _linear(a, weights, bias=None):
-    y = matmul(astype(a, weights.dtype), weights)
+    y = matmul(_into(a, weights.dtype), weights)
     return y if bias is None else add(y, bias)
+
+
+def _into(a, dtype):
+    """`a` in the dtype of a layer, itself if that is its own."""
+    return a if isinstance(a, Variable) and a.dtype == dtype else astype(a, dtype)
 
 
 def convlayer(
@@ -132,7 +137,7 @@ def convlayer(
     shift = (learnable(Variable(np.zeros(n_kernels, dtype))),) if bias else ()
 
     def convolve(images, kernels, *bias):
-        y = conv2d(astype(images, kernels.dtype), kernels, padding, strides)
+        y = conv2d(_into(images, kernels.dtype), kernels, padding, strides)
         return add(y, *bias) if bias else y
 
     return lambda images: Lazy(convolve)(images, kernels_, *shift)
