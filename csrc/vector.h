@@ -58,6 +58,17 @@ INLINE ptrdiff_t part(ptrdiff_t total, ptrdiff_t n, ptrdiff_t i) {
     return total / n * i + least(i, total % n);
 }
 
+/* Memory that is read soon: a kernel that is busy with products fetches it meanwhile, a little at a
+ * time. What is strided would otherwise be waited for line by line. */
+typedef struct {
+    const char *at, *end;
+} ahead;
+
+INLINE void fetch(ahead *memory, ptrdiff_t bytes) {
+    const char *stop = memory->end - memory->at > bytes ? memory->at + bytes : memory->end;
+    for (; memory->at < stop; memory->at += 64) __builtin_prefetch(memory->at, 0, 2);
+}
+
 /* Geometry of windows over images, as checked by the caller (see shapes.Window). */
 typedef struct {
     ptrdiff_t n, h, w, c, m, kh, kw, sy, sx, top, left, oh, ow;
