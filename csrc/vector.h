@@ -58,15 +58,29 @@ INLINE ptrdiff_t part(ptrdiff_t total, ptrdiff_t n, ptrdiff_t i) {
     return total / n * i + least(i, total % n);
 }
 
-/* Memory that is read soon: a kernel that is busy with products fetches it meanwhile, a little at a
- * time. What is strided would otherwise be waited for line by line. */
+/* Memory that is read soon, in up to three places: a kernel that is busy with products fetches it
+ * meanwhile, a little at a time. What is read in strides would else be waited for line by line. */
 typedef struct {
-    const char *at, *end;
+    const char *at[3];
+    ptrdiff_t left[3]; /* bytes */
+    ptrdiff_t share;   /* bytes at once */
 } ahead;
 
-INLINE void fetch(ahead *memory, ptrdiff_t bytes) {
-    const char *stop = memory->end - memory->at > bytes ? memory->at + bytes : memory->end;
-    for (; memory->at < stop; memory->at += 64) __builtin_prefetch(memory->at, 0, 2);
+/* Add `count` things of `bytes` bytes from the `first` of all on; fetch all in about `calls` calls. */
+INLINE void look_ahead(ahead *next, int place, const void *from, ptrdiff_t first, ptrdiff_t count,
+                       size_t bytes, ptrdiff_t calls) {
+    next->at[place] = (const char *)from + (size_t)first * bytes;
+    next->left[place] = count > 0 ? (ptrdiff_t)((size_t)count * bytes) : 0;
+    next->share += next->left[place] / calls + 64;
+}
+
+INLINE void fetch(ahead *next) {
+    for (int i = 0; i < 3; i++)
+        for (ptrdiff_t done = 0; done < next->share && next->left[i] > 0; done += 64) {
+            __builtin_prefetch(next->at[i], 0, 2);
+            next->at[i] += 64;
+            next->left[i] -= 64;
+        }
 }
 
 /* Geometry of windows over images, as checked by the caller (see shapes.Window). */

@@ -175,13 +175,15 @@ def _leaky_relu_maxpool2d(a, activated, alpha, pool):
 def _conv2d_leaky_relu_maxpool2d(images, kernel, outputs, activated, window, pool, alpha):
     """maxpool2d(leaky_relu(conv2d(images, kernel))); the two arrays between are never made."""
     y, codes = kernels.conv2d_maxpool2d(images, kernel, window, pool, alpha)
-    indices, how = codes & np.uint8(127), (codes, window, pool, alpha)
+    how = (codes, window, pool, alpha)
     return (
         y,
         lambda g, y, images, kernel, *_: _pooled_grad_images(g, kernel, *how),
         lambda g, y, images, kernel, *_: _pooled_grad_kernels(g, images, *how),
-        shown_only(lambda g, y, *_: _scatter(g * _slope(codes, alpha, g.dtype), indices, pool)),
-        shown_only(lambda g, *_: _scatter(g, indices, pool)),
+        shown_only(
+            lambda g, *_: _scatter(g * _slope(codes, alpha, g.dtype), _indices(codes), pool)
+        ),
+        shown_only(lambda g, *_: _scatter(g, _indices(codes), pool)),
     )
 
 
@@ -217,8 +219,12 @@ def _pooled_grad_kernels(g, images, codes, window, pool, alpha):
 def _pooled(images, kernel, codes, window, pool, alpha):
     """conv2d, then what pooling and leaky_relu let through at `codes`: the adjoint of both above."""
     outputs = _conv2d(images, kernel, window, _how())
-    gathered = _gather(outputs, codes & np.uint8(127), pool)
+    gathered = _gather(outputs, _indices(codes), pool)
     return gathered * _slope(codes, alpha, gathered.dtype)
+
+
+def _indices(codes):
+    return codes & np.uint8(127)
 
 
 def _slope(codes, alpha, dtype):
