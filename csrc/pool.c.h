@@ -1,7 +1,8 @@
 /* The pool behind pool.h. Included by _pool.pyx alone.
  *
  * Workers start with the first job that wants them. Between jobs a worker spins for a moment, since
- * the next kernel is often microseconds away, and then sleeps. A job is open while its tasks last;
+ * the next kernel is often microseconds away; for some longer it lets anybody else who is waiting for
+ * the core have it, and then sleeps, from which it takes tens of microseconds to wake. A job is open while its tasks last;
  * a worker enters an open job by counting itself in, and the caller returns when the job is closed
  * and everybody who entered has left, so a worker that wakes up late is not waited for.
  *
@@ -23,6 +24,7 @@
 #endif
 
 #define SPIN_NANOSECONDS 50000
+#define YIELD_NANOSECONDS 300000
 #define STACK_BYTES (512 * 1024)
 
 static int pool_wanted = 1;
@@ -84,11 +86,14 @@ static void *pool_worker(void *argument) {
     unsigned seen = 0;
     for (;;) {
         int spins = __atomic_load_n(&pool_spins, __ATOMIC_RELAXED);
-        int64_t until = spins ? pool_now() + SPIN_NANOSECONDS : 0;
+        int64_t idle = 0, since = spins ? pool_now() : 0;
         unsigned generation = __atomic_load_n(&pool_generation, __ATOMIC_ACQUIRE);
-        while (spins && generation == seen && pool_now() < until) {
-            for (int i = 0; i < 32; i++) pool_pause();
+        while (spins && generation == seen && idle < YIELD_NANOSECONDS) {
+            if (idle < SPIN_NANOSECONDS)
+                for (int i = 0; i < 32; i++) pool_pause();
+            else sched_yield();
             generation = __atomic_load_n(&pool_generation, __ATOMIC_ACQUIRE);
+            idle = pool_now() - since;
         }
         if (generation == seen) {
             pthread_mutex_lock(&pool_state);
