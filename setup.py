@@ -30,8 +30,15 @@ TIERS = {
 }  # fmt: skip
 
 
+# NumPy's C interface is used for its memory handlers alone, which it has since 1.22.
+NUMPY = [("NPY_NO_DEPRECATED_API", "NPY_1_22_API_VERSION"),
+         ("NPY_TARGET_VERSION", "NPY_1_22_API_VERSION")]  # fmt: skip
+
+
 def modules():
-    names = {"_cpu": [], "_pool": [], "_baseline": TIERS["_baseline"]}
+    import numpy
+
+    names = {"_cpu": [], "_memory": [], "_pool": [], "_baseline": TIERS["_baseline"]}
     if platform.machine().lower() in ("x86_64", "amd64") and sys.maxsize > 2**32:
         names.update(TIERS)
     extra = shlex.split(os.environ.get("SMALLPEBBLE_CFLAGS", ""))
@@ -39,7 +46,8 @@ def modules():
         Extension(
             f"smallpebble.kernels.{name}",
             [f"csrc/{name}.pyx"],
-            include_dirs=["csrc"],
+            include_dirs=["csrc", numpy.get_include()],
+            define_macros=NUMPY,
             depends=["csrc/" + file for file in sorted(os.listdir("csrc")) if file[-2:] != ".c"],
             extra_compile_args=COMMON + flags + extra,
             extra_link_args=[*([] if sys.platform == "win32" else ["-lm", "-pthread"]), *extra],

@@ -9,7 +9,7 @@ import numpy as np
 
 from . import kernels
 from ._version import __version__
-from .kernels import _choice, _pool, _threads
+from .kernels import _alloc, _choice, _pool, _threads
 
 
 class num_threads:
@@ -51,6 +51,20 @@ def set_num_threads(n: int) -> None:
         _threads.use(_pool, int(n), "set_num_threads")
 
 
+def release_memory() -> None:
+    """Give the memory that is kept for results to come back to the system.
+
+    Kernels keep the memory of large results that are gone, for the next ones: at most so much that,
+    with what is in use, it is no more than what was in use at once before.
+    """
+    _alloc.release()
+
+
+def _memory() -> dict:
+    names = ("in use", "kept", "most in use at once")
+    return {name: f"{n / 2**20:.1f} MiB" for name, n in zip(names, _alloc.held())}
+
+
 def show_config(mode: str = "stdout") -> dict | None:
     """Print which kernels are in use, and why, or return it as a dict (``mode="dict"``)."""
     config = {
@@ -66,6 +80,7 @@ def show_config(mode: str = "stdout") -> dict | None:
         "convolution": _choice.current(),
         "threads": get_num_threads(),
         "threads from": _threads.source,
+        "memory of results": _memory(),
     }
     if mode == "dict":
         return config

@@ -4,6 +4,17 @@ They look `empty` up here at every call, so that a test can hand them memory fil
 memory that ends at a guard page, and see a byte that is left unwritten or touched beyond the end.
 """
 
-from numpy import empty
+try:
+    from ._memory import empty, held, release
+except ImportError:  # not compiled, or a NumPy without memory handlers
+    from numpy import empty
 
-__all__ = ["empty"]
+    def held():
+        """Bytes in use by arrays, kept for arrays to come, and the most in use at once: unknown."""
+        return 0, 0, 0
+
+    def release():
+        """Nothing is kept."""
+
+
+__all__ = ["empty", "held", "release"]
