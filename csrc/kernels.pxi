@@ -185,6 +185,14 @@ cdef Operand read(object array, int real):
     return read_as(array, REALS[real])
 
 
+cdef Operand write(object array, int real):
+    """An array that is updated in place, or, where it is not packed, a copy to be written back."""
+    cdef Operand operand = hold(array, PyBUF_STRIDES | PyBUF_WRITABLE)
+    if is_packed(&operand.view):
+        return operand
+    return hold(np.array(array, REALS[real], order="C"), PyBUF_STRIDES | PyBUF_WRITABLE)
+
+
 cdef Operand fresh(tuple shape, object dtype):
     """A new, uninitialised array."""
     return hold(_alloc.empty(shape, dtype), PyBUF_STRIDES | PyBUF_WRITABLE)
@@ -1021,10 +1029,8 @@ def adam_step(parameters, gradients, means, variances, steps, alpha, beta1, beta
                 [parameter], [gradient], [mean], [variance], [t], alpha, beta1, beta2, eps)
             continue
         step, correction = rate / (1 - pow(b1, <double>t)), 1 - pow(b2, <double>t)
-        moments = [np.require(moment, REALS[real], "CAW") for moment in moments]
         p, g = read(parameter, real), read(gradient, real)
-        m = hold(moments[0], PyBUF_STRIDES | PyBUF_WRITABLE)
-        v = hold(moments[1], PyBUF_STRIDES | PyBUF_WRITABLE)
+        m, v = write(moments[0], real), write(moments[1], real)
         y = fresh(parameter.shape, REALS[real])
         function = adam_table[real]
         n = p.size()
@@ -1033,8 +1039,9 @@ def adam_step(parameters, gradients, means, variances, steps, alpha, beta1, beta
         with nogil:
             function(pool, p.view.buf, g.view.buf, m.view.buf, v.view.buf, y.view.buf, n, step,
                      correction, b1, b2, small)
-        for moment, own in zip((mean, variance), moments):
-            if moment is not own:
-                moment[...] = own
+        if m.array is not mean:
+            mean[...] = m.array
+        if v.array is not variance:
+            variance[...] = v.array
         new.append(y.array)
     return new

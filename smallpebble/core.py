@@ -235,7 +235,7 @@ class Variable:
         return f"Variable({values}, shape={self.shape}, dtype={self.dtype}{learnable})"
 
     def __reduce__(self):
-        if _inputs(self):
+        if self._node is not None and self._node.pairs:
             raise TypeError(
                 "a Variable that was computed is not pickled or copied, since its graph cannot be: "
                 "use stop_gradient(variable) or variable.array"
@@ -346,21 +346,21 @@ def primitive(
                 if name not in kwargs:
                     break
                 args += (kwargs.pop(name),)
-        if waits:
-            values = [_waiting(a) if isinstance(a, Variable) else a for a in args]
-        elif is_own:
-            values = [a._array if isinstance(a, Variable) else a for a in args]
-        else:  # somebody else's function may keep what it is shown, and what it returns
-            values = [a.array if isinstance(a, Variable) else a for a in args]
-        variables = [a for a in args if isinstance(a, Variable)]
-        if is_own and len(variables) < len(args):
-            for a in values:
-                if isinstance(a, np.ndarray):
-                    if a.dtype.kind not in "fiub":
-                        name = function.__name__.lstrip("_")
-                        raise TypeError(f"{name}: expected real numbers, got dtype {a.dtype}")
-                elif isinstance(a, (list, tuple)):
-                    refuse_lists_of_variables(a, function.__name__.lstrip("_"))
+        variables, values = [], []
+        for a in args:
+            if isinstance(a, Variable):
+                variables.append(a)
+                # Somebody else's function may keep what it is shown, and what it returns.
+                a = a._array if fast else _waiting(a) if waits else a.array
+            elif not is_own or a is None or type(a) is int:
+                pass
+            elif isinstance(a, np.ndarray):
+                if a.dtype.kind not in "fiub":
+                    name = function.__name__.lstrip("_")
+                    raise TypeError(f"{name}: expected real numbers, got dtype {a.dtype}")
+            elif isinstance(a, (list, tuple)):
+                refuse_lists_of_variables(a, function.__name__.lstrip("_"))
+            values.append(a)
         if operands and 0 < len(variables) < operands:
             _take_dtype(args, values, variables, operands)
         returned = function(*values, **kwargs)
@@ -370,34 +370,43 @@ def primitive(
         if not variables:
             return y.value(values) if type(y) is Later else y
         n = len(rules)
-        for variable in (*args[n:], *kwargs.values()):
-            if isinstance(variable, Variable):
-                raise TypeError(
-                    f"{function.__name__}: a Variable stands where there is no gradient to "
-                    "compute: pass its array"
-                )
+        if len(args) > n or kwargs:
+            for variable in (*args[n:], *kwargs.values()):
+                if isinstance(variable, Variable):
+                    raise TypeError(
+                        f"{function.__name__}: a Variable stands where there is no gradient to "
+                        "compute: pass its array"
+                    )
         if type(y) is Later:
             if y.hold(operation, args, values, n):
                 return _computed_later(y, rules)
             y = y.value(values)
         result = Variable(y)
         y = result._array
-        if y.base is None and not any(y is value for value in values):
+        if y.base is None and not _is_among(y, values):
             result._private = is_own
         else:
             if any(variable._lent for variable in variables):
                 y = result._array = y.copy()
             for variable in variables:
                 variable._private = False
-        if _is_recording():
+        if not _silenced.get():
             result._node = _Node(operation, args, values[:n], rules, y)
         return result
 
+    fast = is_own and not waits
     operation.linear = linear
     operation.is_own = is_own
     operation.waits = waits
     operation.function = function
     return operation
+
+
+def _is_among(array, values) -> bool:
+    for value in values:  # by identity; `in` would compare numbers
+        if value is array:
+            return True
+    return False
 
 
 def _take_dtype(args, values, variables, operands):
@@ -441,17 +450,13 @@ class no_grad:
 
 
 class _Recording:
-    """Record, whatever `no_grad` says, if `wanted`."""
-
-    def __init__(self, wanted: bool) -> None:
-        self._wanted = wanted
+    """Record, whatever `no_grad` says."""
 
     def __enter__(self) -> None:
-        self._token = _silenced.set(0) if self._wanted else None
+        self._token = _silenced.set(0)
 
     def __exit__(self, *exc) -> None:
-        if self._wanted:
-            _silenced.reset(self._token)
+        _silenced.reset(self._token)
 
 
 def stop_gradient(a: Any) -> Any:
@@ -522,23 +527,23 @@ class Gradients(MutableMapping):
 
     def __init__(self, result: Variable, wrt, differentiable: bool) -> None:
         self._differentiable = differentiable
-        self._edges, passed = _consumers(result)
+        self._edges, inputs, passed = _consumers(result)
         self._frozen = {}  # Variable -> (values, y) to use in place of what its node recorded
         self._given = {}  # what readers have, or have assigned
-        order = _topological_order(result, self._edges)
+        order = _topological_order(result, self._edges, inputs)
         recorded = type(result._node) is _Node and type(result._node.y) is np.ndarray
         value = result._node.y if recorded else result._array
         seed = np.ones(value.shape, value.dtype)
         self._g = {result: Variable(seed) if differentiable else seed}
         if wrt is not None:
-            self._compute(order, _on_the_way(wrt, order))
+            self._compute(order, _on_the_way(wrt, order, inputs))
             self._keys = dict.fromkeys(wrt)
             for v in wrt:
                 self[v]
             self._edges = self._g = None  # all has been handed out: free the rest
         else:
             self._keys = dict.fromkeys(order)
-            late = set() if differentiable else _leaf_side(order, self._edges)
+            late = set() if differentiable else _leaf_side(order, self._edges, inputs)
             self._compute(order, {v for v in order if v not in late})
             self._freeze(late.union(passed))
 
@@ -549,23 +554,33 @@ class Gradients(MutableMapping):
 
     def _pull(self, v, shown: bool = False):
         """Sum of what the Variables made from `v` send back to it; None if they send nothing."""
+        if not self._differentiable:
+            return self._sum(v, shown)
+        with _Recording():
+            return self._sum(v, shown)
+
+    def _sum(self, v, shown):
         total = None
-        with _Recording(self._differentiable):
-            for consumer, rule, value in self._edges[v]:
-                g = self._g[consumer]
-                if g is None or (type(rule) is shown_only) is not shown:
-                    continue
-                node = consumer._node
-                if type(node) is _Written:
-                    values, y = (), None
-                elif self._differentiable:
-                    values, y = _as_variables(consumer, node)
-                else:
-                    values, y = self._frozen.get(consumer) or (node.values, node.y)
-                    if node.operation.waits:
-                        values = [_value(one) for one in values]
-                part = _fitting(rule(g, y, *values), value, rule, node)
-                total = part if total is None else _as_gradient(total + part)
+        for consumer, rule, value in self._edges[v]:
+            g = self._g[consumer]
+            if g is None or (type(rule) is shown_only) is not shown:
+                continue
+            node = consumer._node
+            if type(node) is _Written:
+                values, y = (), None
+            elif self._differentiable:
+                values, y = _as_variables(consumer, node)
+            else:
+                values, y = self._frozen.get(consumer) or (node.values, node.y)
+                if node.operation.waits:
+                    values = [_value(one) for one in values]
+            part = rule(g, y, *values)
+            if type(part) is not np.ndarray or (part.shape, part.dtype) != (
+                value.shape,
+                value.dtype,
+            ):
+                part = _fitting(part, value, rule, node)
+            total = part if total is None else _as_gradient(total + part)
         return total
 
     def _freeze(self, variables) -> None:
@@ -619,7 +634,9 @@ class Gradients(MutableMapping):
         g, extra = self._g[v], self._pull(v, shown=True)
         if g is None or extra is None:
             return g if extra is None else extra
-        with _Recording(self._differentiable):
+        if not self._differentiable:
+            return g + extra
+        with _Recording():
             return g + extra
 
     def __getitem__(self, v: Variable):
@@ -634,7 +651,7 @@ class Gradients(MutableMapping):
             g = np.zeros(like.shape, like.dtype)
             g = Variable(g) if self._differentiable else g
         elif self._differentiable:
-            with _Recording(True):
+            with _Recording():
                 g = _copy(g)
         elif not self._is_free(g, v):
             g = g.copy()
@@ -682,31 +699,33 @@ class Gradients(MutableMapping):
         return f"<Gradients in {len(self)} Variables>"
 
 
-def _consumers(result: Variable) -> tuple[dict, list]:
+def _consumers(result: Variable) -> tuple[dict, dict, list]:
     """For every Variable that `result` was computed from, what was made from it.
 
-    A list of (Variable, rule that leads back, array that went in). Second, those Variables that a
-    short cut goes past (see `shown_only`).
+    A list of (Variable, rule that leads back, array that went in). Second, what each was made from.
+    Third, those Variables that a short cut goes past (see `shown_only`).
     """
-    edges, passed = {result: []}, []
+    edges, inputs, passed = {result: []}, {}, []
     stack = [result]
     while stack:
         v = stack.pop()
+        inputs[v] = mine = []
         node = v._node
         if node is None:
             continue
         for x, rule, value in zip(node.inputs, node.rules, node.values):
             if rule is not None and isinstance(x, Variable):
+                mine.append(x)
                 if x not in edges:
                     edges[x] = []
                     stack.append(x)
                 edges[x].append((v, rule, value))
                 if type(rule) is shown_only:
                     passed.append(x)
-    return edges, passed
+    return edges, inputs, passed
 
 
-def _topological_order(result: Variable, edges: dict) -> list:
+def _topological_order(result: Variable, edges: dict, inputs: dict) -> list:
     """The Variables of `edges`, each after everything made from it, so that its gradient is whole.
 
     Without the order (a plain walk along every path) time would double with every shared Variable.
@@ -717,7 +736,7 @@ def _topological_order(result: Variable, edges: dict) -> list:
     while ready:
         v = ready.pop()
         order.append(v)
-        for x in _inputs(v):
+        for x in inputs[v]:
             waiting[x] -= 1
             if waiting[x] == 0:
                 ready.append(x)
@@ -726,24 +745,16 @@ def _topological_order(result: Variable, edges: dict) -> list:
     return order
 
 
-def _inputs(v: Variable) -> list:
-    node = v._node
-    if node is None:
-        return []
-    pairs = zip(node.inputs, node.rules)
-    return [x for x, rule in pairs if rule is not None and isinstance(x, Variable)]
-
-
-def _on_the_way(wrt: list, order: list) -> set:
+def _on_the_way(wrt: list, order: list, inputs: dict) -> set:
     """The Variables of `order` whose gradient is on the way to one in `wrt`."""
     wanted = set(wrt)
     for v in reversed(order):
-        if any(x in wanted for x in _inputs(v)):
+        if not wanted.isdisjoint(inputs[v]):
             wanted.add(v)
     return wanted
 
 
-def _leaf_side(order: list, edges: dict) -> set:
+def _leaf_side(order: list, edges: dict, inputs: dict) -> set:
     """The leaves, and what linear operations alone have made of them: gradients that can wait.
 
     A linear operation needs no numbers but g. What goes into a function that the user wrote cannot
@@ -751,11 +762,11 @@ def _leaf_side(order: list, edges: dict) -> set:
     """
     late = set()
     for v in reversed(order[1:]):
-        node, inputs = v._node, _inputs(v)
-        if inputs and not (type(node) is _Node and node.operation.linear):
+        node = v._node
+        if inputs[v] and not (type(node) is _Node and node.operation.linear):
             continue
         written = any(type(consumer._node) is _Written for consumer, _, _ in edges[v])
-        if not written and all(x in late for x in inputs):
+        if not written and late.issuperset(inputs[v]):
             late.add(v)
     return late
 

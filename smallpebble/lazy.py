@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+
+import numpy as np
 
 from .core import Variable
 
@@ -60,15 +62,17 @@ class Lazy:
                 values[id(node)] = node.run()
                 continue
             node._check()
-            missing = [child for child in node._children() if id(child) not in values]
+            missing = []
+            args = [_filled(a, values, missing) for a in node.arguments]
+            kwargs = node.keywords and {
+                name: _filled(a, values, missing) for name, a in node.keywords.items()
+            }
             if missing:
                 begun.add(id(node))
                 if any(id(child) in begun for child in missing):
                     raise AssignmentError(f"{node!r} is its own argument, perhaps through others.")
                 stack.extend(reversed(missing))
                 continue
-            args = [_filled(a, values) for a in node.arguments]
-            kwargs = {name: _filled(a, values) for name, a in node.keywords.items()}
             values[id(node)] = node.function(*args, **kwargs)
         return values[id(self)]
 
@@ -76,23 +80,29 @@ class Lazy:
         if not self._is_called and not self.arguments:
             raise AssignmentError(f"No arguments have been assigned to {self!r}.")
 
-    def _children(self) -> Iterator:
-        """The arguments that have to run first."""
-        for argument in (*self.arguments, *self.keywords.values()):
-            for one in argument if isinstance(argument, (list, tuple)) else (argument,):
-                if hasattr(one, "run"):
-                    yield one
-
     def __repr__(self) -> str:
         name = getattr(self.function, "__name__", type(self.function).__name__)
         return f"<Lazy {name}>"
 
 
-def _filled(argument, values):
-    """An argument with the nodes in it replaced by their values."""
-    if isinstance(argument, (list, tuple)) and any(hasattr(one, "run") for one in argument):
-        return type(argument)(values.get(id(one), one) for one in argument)
-    return values.get(id(argument), argument)
+def _filled(argument, values, missing):
+    """An argument with the nodes in it replaced by their values; those not run yet are `missing`."""
+    if isinstance(argument, (Variable, np.ndarray)):
+        return argument
+    if isinstance(argument, (list, tuple)):
+        filled = [_filled_one(one, values, missing) for one in argument]
+        changed = any(new is not old for new, old in zip(filled, argument))
+        return type(argument)(filled) if changed else argument
+    return _filled_one(argument, values, missing)
+
+
+def _filled_one(argument, values, missing):
+    if isinstance(argument, (Variable, np.ndarray)) or not hasattr(argument, "run"):
+        return argument
+    if id(argument) in values:
+        return values[id(argument)]
+    missing.append(argument)
+    return argument
 
 
 class Placeholder(Lazy):
