@@ -1008,40 +1008,49 @@ def adam_step(parameters, gradients, means, variances, steps, alpha, beta1, beta
     cdef double b1 = number(beta1, "adam_step: beta1"), b2 = number(beta2, "adam_step: beta2")
     cdef double rate = number(alpha, "adam_step: alpha"), small = number(eps, "adam_step: eps")
     cdef int real
-    cdef Py_ssize_t n
+    cdef Py_ssize_t n, i
     cdef Operand p, g, m, v, y
     cdef adam_function function
-    cdef list new = []
+    cdef list jobs = [], new = []
     # Lists and numbers of its own: what is checked is what is used.
     parameters, gradients, means, variances, steps = [
         list(one) for one in (parameters, gradients, means, variances, steps)
     ]
     reference._check_adam_step(parameters, gradients, means, variances, steps)
-    steps = [int(t) for t in steps]
-    for parameter, gradient, mean, variance, t in zip(
-            parameters, gradients, means, variances, steps):
-        parameter, gradient = plain(parameter, "adam_step"), plain(gradient, "adam_step")
-        moments = plain(mean, "adam_step"), plain(variance, "adam_step")
-        real = real_of(parameter)
-        if real == OTHER or not (
-                real_of(gradient) == real_of(moments[0]) == real_of(moments[1]) == real):
-            new += reference.adam_step(
-                [parameter], [gradient], [mean], [variance], [t], alpha, beta1, beta2, eps)
+    # All memory first: an error leaves everything as it was.
+    for parameter, gradient, mean, variance in zip(parameters, gradients, means, variances):
+        arrays = [plain(one, "adam_step") for one in (parameter, gradient, mean, variance)]
+        real = real_of(arrays[0])
+        for one in arrays:
+            if real_of(one) != real:
+                real = OTHER
+        if real == OTHER:
+            jobs.append(None)
             continue
-        step, correction = rate / (1 - pow(b1, <double>t)), 1 - pow(b2, <double>t)
-        p, g = read(parameter, real), read(gradient, real)
-        m, v = write(moments[0], real), write(moments[1], real)
+        p, g = read(arrays[0], real), read(arrays[1], real)
+        m, v = write(arrays[2], real), write(arrays[3], real)
         y = fresh(parameter.shape, REALS[real])
-        function = adam_table[real]
         n = p.size()
         if not g.size() == m.size() == v.size() == y.size() == n:
             raise ValueError("adam_step: an array changed its size while it was in use")
+        jobs.append((p, g, m, v, y, real))
+    for i, (job, t) in enumerate(zip(jobs, steps)):
+        t = int(t)
+        if job is None:
+            new += reference.adam_step(
+                [parameters[i]], [gradients[i]], [means[i]], [variances[i]], [t], alpha, beta1,
+                beta2, eps)
+            continue
+        p, g, m, v, y, real = job
+        step, correction = rate / (1 - pow(b1, <double>t)), 1 - pow(b2, <double>t)
+        function = adam_table[real]
+        n = p.size()
         with nogil:
             function(pool, p.view.buf, g.view.buf, m.view.buf, v.view.buf, y.view.buf, n, step,
                      correction, b1, b2, small)
-        if m.array is not mean:
-            mean[...] = m.array
-        if v.array is not variance:
-            variance[...] = v.array
+        if m.array is not means[i]:
+            means[i][...] = m.array
+        if v.array is not variances[i]:
+            variances[i][...] = v.array
         new.append(y.array)
     return new

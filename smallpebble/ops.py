@@ -646,24 +646,24 @@ def _losses_grad(g, logits, labels):
 
 def _check_labels(scores, labels, axis, operation):
     """Labels as an own integer array of the shape of `scores` without `axis`; all checked."""
-    axes = normalize_axes(as_int(axis, f"{operation}: axis"), scores.ndim, operation)
+    shape = scores.shape
+    axes = normalize_axes(as_int(axis, f"{operation}: axis"), len(shape), operation)
     axis = axes[0]
-    _nonempty(scores, tuple(range(scores.ndim)), operation)
+    if 0 in shape:
+        _nonempty(scores, tuple(range(len(shape))), operation)
     labels = np.array(_array(labels))
     if labels.dtype.kind not in "iu":
         raise TypeError(f"{operation}: labels must be integers, got dtype {labels.dtype}")
-    expected = _dropped(scores.shape, axes)
+    expected = _dropped(shape, axes)
     if labels.shape != expected:
         raise ValueError(
             f"{operation}: scores of shape {scores.shape} with classes on axis {axis} need labels "
             f"of shape {expected}, got {labels.shape}"
         )
-    low, high = labels.min(), labels.max()
-    if low < 0 or high >= scores.shape[axis]:
-        raise IndexError(
-            f"{operation}: labels must be 0 to {scores.shape[axis] - 1}, got {low} to {high}"
-        )
-    return axis, labels.astype(np.intp)
+    low, high = np.minimum.reduce(labels, None), np.maximum.reduce(labels, None)
+    if low < 0 or high >= shape[axis]:
+        raise IndexError(f"{operation}: labels must be 0 to {shape[axis] - 1}, got {low} to {high}")
+    return axis, labels.astype(np.intp, copy=False)
 
 
 def _as_rows(a, axis):

@@ -360,10 +360,11 @@ def _check_adam_step(parameters, gradients, means, variances, steps):
     if len({len(one) for one in lists}) != 1:
         raise ValueError(f"adam_step: lists of different lengths: {[len(one) for one in lists]}")
     for arrays in zip(*lists[:4]):
-        if not all(isinstance(a, np.ndarray) and a.dtype.kind == "f" for a in arrays):
-            raise TypeError(f"adam_step: expected floating ndarrays, got {arrays!r}")
-        if len({a.shape for a in arrays}) != 1:
-            raise ValueError(f"adam_step: shapes differ: {[a.shape for a in arrays]}")
+        for a in arrays:
+            if not (isinstance(a, np.ndarray) and a.dtype.kind == "f"):
+                raise TypeError(f"adam_step: expected floating ndarrays, got {arrays!r}")
+            if a.shape != arrays[0].shape:
+                raise ValueError(f"adam_step: shapes differ: {[a.shape for a in arrays]}")
         if not (arrays[2].flags.writeable and arrays[3].flags.writeable):
             raise ValueError("adam_step: the running moments are updated in place: not writeable")
     for t in steps:
