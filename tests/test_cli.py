@@ -802,7 +802,7 @@ def test_bench_puts_the_threads_back(tmp_path):
 
 
 def test_what_json_does_not_know_becomes_null():
-    from smallpebble.cli.bench import _plain
+    from smallpebble.cli.files import _plain
 
     value = {"a": [np.float32(1.5), float("nan")], 2: (np.int64(3), True, None, Path("x"))}
     assert _plain(value) == {"a": [1.5, None], "2": [3, True, None, "x"]}
@@ -813,9 +813,9 @@ def test_what_json_does_not_know_becomes_null():
     [(0.00123, "0.00123"), (0.5, "0.500"), (12.34, "12.3"), (1234.5, "1234"), (0.0, "0.00")],
 )
 def test_numbers_have_three_digits(value, text):
-    from smallpebble.cli.bench import _number
+    from smallpebble.cli.bench import number
 
-    assert _number(value) == text
+    assert number(value) == text
 
 
 def interpreter(tmp_path, *lines):
