@@ -294,16 +294,21 @@ def _curves(args: argparse.Namespace) -> list[dict]:
 
 def _compared(net: str, losses: dict[str, list[float]]) -> dict:
     """The differences between the curves, printed too."""
-    steps = len(losses["torch float32"])
-    own = _difference(losses["torch float32"], losses["torch float64"])
-    result = {"net": net, "losses": losses, "torch float32 from float64": own}
-    print(f"\n{net}, {steps} training steps from the same start: largest relative difference")
-    print(f"  torch float32 from torch float64        {own:.2e}")
+    result: dict = {"net": net, "losses": losses, "differences": {}}
+    own = "torch float32", "torch float64"
+    pairs = [own]
     for dtype in ("float32", "float64"):
-        found = _difference(losses[f"smallpebble {dtype}"], losses[f"torch {dtype}"])
-        result[f"smallpebble {dtype} from torch"] = found
-        verdict = "within" if found <= own else "beyond"
-        print(f"  SmallPebble {dtype} from torch {dtype}  {found:.2e}  {verdict} that")
+        pairs += [(f"smallpebble {dtype}", other) for other in (f"torch {dtype}", own[1])]
+    steps = len(losses[own[0]])
+    print(f"\n{net}, {steps} training steps from the same start: relative difference of losses")
+    print(f"  {'':40}{'largest':>9}{'median':>9}")
+    for pair in dict.fromkeys(pairs):
+        apart = np.abs(np.array(losses[pair[0]]) / np.array(losses[pair[1]]) - 1)
+        name = " from ".join(pair)
+        result["differences"][name] = found = {"largest": apart.max(), "median": np.median(apart)}
+        within = found["largest"] <= result["differences"][" from ".join(own)]["largest"]
+        verdict = "" if pair == own else "  within" if within else "  beyond"
+        print(f"  {name:40}{found['largest']:>9.1e}{found['median']:>9.1e}{verdict}")
     return result
 
 

@@ -872,7 +872,7 @@ def test_a_peer_that_dies_is_a_failed_row(tmp_path, capsys):
     assert "failed: its process ended" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("library", ["torch", "jax", "tensorflow"])
+@pytest.mark.parametrize("library", ["smallpebble", "torch", "jax", "tensorflow"])
 @pytest.mark.parametrize("net", ["readme_mlp", "readme_cnn"])
 def test_nets_in_other_libraries(library, net):
     pytest.importorskip(library)
@@ -882,9 +882,10 @@ def test_nets_in_other_libraries(library, net):
     peer = peers.LIBRARIES[library](1)
     peer.net(net, [variable.array for variable in build.parameters.values()])
     adam = sp.Adam()
+    given = peer.tensors(x, y)
     for _ in range(3):
-        assert np.array_equal(peer.evaluate(x), build.predict(x))
-        assert peer.train(x, y) == pytest.approx(build.train_step(adam, x, y), rel=1e-5)
+        assert np.array_equal(peer.evaluate(given[0]), build.predict(x))
+        assert peer.train(*given) == pytest.approx(build.train_step(adam, x, y), rel=1e-5)
 
 
 # ---- info, self-test ----

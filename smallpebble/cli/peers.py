@@ -103,6 +103,9 @@ class SmallPebble:
         self.loss = sp.Lazy(sp.cross_entropy)(self.scores, self.y)
         self.adam = sp.Adam(ALPHA, BETA1, BETA2, EPS)
 
+    def tensors(self, x, y):
+        return x, y
+
     def train(self, x, y):
         self.x.assign_value(self.sp.Variable(x))
         self.y.assign_value(y)
@@ -140,9 +143,12 @@ class Torch:
             self.parameters, lr=ALPHA, betas=(BETA1, BETA2), eps=EPS, fused=True
         )
 
-    def scores(self, x):
+    def tensors(self, x, y):
+        return self.torch.from_numpy(x), self.torch.from_numpy(y)
+
+    def scores(self, h):
         F = self.torch.nn.functional
-        h, rest = self.torch.from_numpy(x), iter(self.parameters)
+        rest = iter(self.parameters)
         if self.convolutional:
             h = h.permute(0, 3, 1, 2)  # a view: in memory it is channels_last already
             for _ in range(3):
@@ -158,7 +164,7 @@ class Torch:
 
     def train(self, x, y):
         F = self.torch.nn.functional
-        loss = F.cross_entropy(self.scores(x), self.torch.from_numpy(y), reduction="sum")
+        loss = F.cross_entropy(self.scores(x), y, reduction="sum")
         self.adam.zero_grad()
         loss.backward()
         self.adam.step()
@@ -224,6 +230,9 @@ class Jax:
         self.t = jnp.zeros((), self.parameters[0].dtype)
         self.step = jax.jit(step, donate_argnums=(0, 1, 2, 3))
         self.predict = jax.jit(lambda parameters, x: scores(parameters, x).argmax(1))
+
+    def tensors(self, x, y):
+        return self.jax.numpy.asarray(x), self.jax.numpy.asarray(y)
 
     def train(self, x, y):
         self.parameters, self.m, self.v, self.t, loss = self.step(
@@ -296,11 +305,14 @@ class TensorFlow:
         self.step = tf.function(step)
         self.predict = tf.function(lambda x: tf.argmax(scores(x), 1))
 
+    def tensors(self, x, y):
+        return self.tf.constant(x), self.tf.constant(y)
+
     def train(self, x, y):
-        return float(self.step(self.tf.constant(x), self.tf.constant(y)))
+        return float(self.step(x, y))
 
     def evaluate(self, x):
-        return self.predict(self.tf.constant(x)).numpy()
+        return self.predict(x).numpy()
 
 
 LIBRARIES = {"smallpebble": SmallPebble, "torch": Torch, "jax": Jax, "tensorflow": TensorFlow}
@@ -332,13 +344,14 @@ class Worker:
         with np.load(file, allow_pickle=False) as arrays:
             n = sum(name.startswith("parameter") for name in arrays)
             parameters = [arrays[f"parameter{i}"] for i in range(n)]
-            self.images, self.labels = arrays["images"], arrays["labels"]
+            images, labels = arrays["images"], arrays["labels"]
         self.library.net(net, parameters)
+        # Some libraries copy what they are given: once, here, and not in every step.
+        self.batches = [self.library.tensors(x, y) for x, y in zip(images, labels)]
         return {}
 
     def batch(self, i):
-        i %= len(self.images)
-        return self.images[i], self.labels[i]
+        return self.batches[i % len(self.batches)]
 
     def train(self, first, n):
         started = time.perf_counter()
