@@ -819,14 +819,19 @@ class Requests:
         make = getattr(self.operations, case["kind"])
         parts = {}
         for part, ways in make(case, **arrays_of(case, dtype)).items():
-            found = []
+            found, refused = [], {}
             for how, function in ways:
                 with self.quiet(part):
-                    # Taken down at once: the next call may change the result in place.
-                    answer = digest(self._numpy(function()))
-                    found.append((self._try(function), how, function, answer))
+                    try:
+                        # Taken down at once: the next call may change the result in place.
+                        answer = digest(self._numpy(function()))
+                        found.append((self._try(function), how, function, answer))
+                    except Exception as error:  # not every way knows every shape
+                        refused[how] = str(error)
+                        if len(refused) == len(ways):
+                            raise
             seconds, how, self.functions[part], answer = min(found, key=lambda one: one[0])
-            parts[part] = {"seconds": seconds, "how": how, **answer}
+            parts[part] = {"seconds": seconds, "how": how, "refused": refused, **answer}
         return {"parts": parts}
 
     def quiet(self, part):

@@ -27,7 +27,7 @@ import time
 try:
     import resource
 except ImportError:  # as on Windows
-    resource = None
+    resource = None  # type: ignore[assignment]
 
 ALPHA, BETA1, BETA2, EPS = 0.001, 0.9, 0.999, 1e-8
 SLOPE = 0.02
