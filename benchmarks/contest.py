@@ -167,6 +167,7 @@ class Contenders:
     def turns(self, rounds: int) -> Iterator[str]:
         """Whose turn it is: everybody's once a round, the order moving on every round."""
         order = self.names()
+        time.sleep(PAUSE)  # whoever has just been prepared
         for _ in range(rounds):
             yield from order
             order.append(order.pop(0))

@@ -22,6 +22,7 @@ import argparse
 import math
 import statistics
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,6 +69,7 @@ def _prepared(contenders: contest.Contenders, name: str, case: dict, dtype: str)
     answer = contenders.ask(name, {"do": "prepare", "case": case, "dtype": dtype})
     if answer is None:
         raise CommandError(f"{name}: {contenders.failed[name]}", code=1)
+    time.sleep(contest.PAUSE)
     return answer["parts"]
 
 
