@@ -32,6 +32,8 @@ COMPARED = 5  # losses: they drift apart later on, as rounding errors grow with 
 LONG = 0.7  # seconds of a unit, above which fewer are run
 EXAMPLES = 20_000  # of real data, from which batches are drawn
 TRAINED = 200  # steps of a loss curve
+EARLY = 20  # of them, before rounding errors have grown as large as they get
+FAULTS = 1000  # page faults of a CNN's training step, at most
 # Median unit over that of the fastest peer: what must be, and what is aimed at.
 TARGETS = {
     ("readme_cnn", "float32"): (0.55, 0.43),
@@ -245,8 +247,12 @@ def _summary(results: list[dict]) -> None:
 faults: minor page faults of a training step. peak: most memory in use, and before there was a net.
 again: samples repeated, for more than {contest.HANDFUL} interruptions.
 losses: largest relative difference from SmallPebble's, first {COMPARED} steps.
-classes: share of the images of a batch that both take for the same."""
+classes: share of the images of a batch that both take for the same.
+"""
     )
+    for result in results:
+        if result.get("net") == "readme_cnn" and "contenders" in result:
+            _memory(result)
     compared = [result for result in results if "ratio" in result]
     if not compared:
         print("\nNo ratios: there is no peer to compare with.")
@@ -262,6 +268,18 @@ classes: share of the images of a batch that both take for the same."""
             f"{result['name']:44}{number(result['ratio']):>7}{must or '-':>7}{aim or '-':>6}  "
             f"{verdict:12}{result['fastest']}"
         )
+
+
+def _memory(result: dict) -> None:
+    """Page faults and memory of SmallPebble beside what they may be."""
+    ours, *others = result["contenders"].items()
+    faults = ours[1]["train_faults"]
+    text = f"{faults:.0f} page faults: {'fewer' if faults < FAULTS else 'not fewer'} than {FAULTS}"
+    torch = [mine for name, mine in others if name.startswith("torch") and "failed" not in mine]
+    if torch and torch[0]["memory"]["peak"]:
+        share = ours[1]["memory"]["peak"] / torch[0]["memory"]["peak"]
+        text += f"; peak memory {share:.2f} of PyTorch's"
+    print(f"{result['name']}: {text}")
 
 
 # ---- loss curves ----
@@ -301,14 +319,19 @@ def _compared(net: str, losses: dict[str, list[float]]) -> dict:
         pairs += [(f"smallpebble {dtype}", other) for other in (f"torch {dtype}", own[1])]
     steps = len(losses[own[0]])
     print(f"\n{net}, {steps} training steps from the same start: relative difference of losses")
-    print(f"  {'':40}{'largest':>9}{'median':>9}")
+    print(f"  {'':40}{'largest':>9}{'median':>9}{f'first {EARLY}':>10}")
     for pair in dict.fromkeys(pairs):
         apart = np.abs(np.array(losses[pair[0]]) / np.array(losses[pair[1]]) - 1)
         name = " from ".join(pair)
-        result["differences"][name] = found = {"largest": apart.max(), "median": np.median(apart)}
+        result["differences"][name] = found = {
+            "largest": apart.max(),
+            "median": np.median(apart),
+            f"largest of the first {EARLY}": apart[:EARLY].max(),
+        }
         within = found["largest"] <= result["differences"][" from ".join(own)]["largest"]
         verdict = "" if pair == own else "  within" if within else "  beyond"
-        print(f"  {name:40}{found['largest']:>9.1e}{found['median']:>9.1e}{verdict}")
+        largest, median, early = found.values()
+        print(f"  {name:40}{largest:>9.1e}{median:>9.1e}{early:>10.1e}{verdict}")
     return result
 
 
