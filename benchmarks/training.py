@@ -192,7 +192,7 @@ def _result(
         mine["train_ms"] = 1e3 * statistics.median(train for train, _, _ in rows)
         mine["evaluate_ms"] = 1e3 * statistics.median(evaluate for _, evaluate, _ in rows)
         mine["unit_ms"] = 1e3 * statistics.median(train + evaluate for train, evaluate, _ in rows)
-        mine["train_faults"] = statistics.median(faults for _, _, faults in rows)
+        mine["train_faults"] = statistics.fmean(faults for _, _, faults in rows)
         mine["repeated"] = contenders.repeated[name]
         mine["loss_difference"] = _difference(mine["losses"], ours["losses"])
         mine["classes_alike"] = float(
@@ -244,7 +244,8 @@ def _lines(result: dict):
 def _summary(results: list[dict]) -> None:
     print(
         f"""
-faults: minor page faults of a training step. peak: most memory in use, and before there was a net.
+faults: minor page faults of a training step, the mean. peak: most memory in use, and before there
+was a net.
 again: samples repeated, for more than {contest.HANDFUL} interruptions.
 losses: largest relative difference from SmallPebble's, first {COMPARED} steps.
 classes: share of the images of a batch that both take for the same.
