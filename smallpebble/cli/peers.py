@@ -254,7 +254,8 @@ class TensorFlow:
         import tensorflow as tf
 
         tf.config.threading.set_intra_op_parallelism_threads(threads)
-        tf.config.threading.set_inter_op_parallelism_threads(1)
+        # As TensorFlow does by itself: the gradients of a convolution then run side by side.
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
         self.tf = tf
         self.version = tf.__version__
 
