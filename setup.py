@@ -88,7 +88,7 @@ class whole_source(sdist):
     def make_distribution(self):
         for pattern in ("Makefile", "*.md", ".ci/run"):
             self.filelist.include(pattern)
-        for folder in ("tests", "examples"):
+        for folder in ("tests", "benchmarks", "examples"):
             self.filelist.recursive_include(folder, "*.py")
         self.filelist.recursive_exclude("csrc", "_*.c")
         super().make_distribution()

@@ -802,7 +802,7 @@ def test_bench_puts_the_threads_back(tmp_path):
 
 
 def test_what_json_does_not_know_becomes_null():
-    from smallpebble.cli.bench import _plain
+    from smallpebble.cli.files import _plain
 
     value = {"a": [np.float32(1.5), float("nan")], 2: (np.int64(3), True, None, Path("x"))}
     assert _plain(value) == {"a": [1.5, None], "2": [3, True, None, "x"]}
@@ -813,9 +813,9 @@ def test_what_json_does_not_know_becomes_null():
     [(0.00123, "0.00123"), (0.5, "0.500"), (12.34, "12.3"), (1234.5, "1234"), (0.0, "0.00")],
 )
 def test_numbers_have_three_digits(value, text):
-    from smallpebble.cli.bench import _number
+    from smallpebble.cli.bench import number
 
-    assert _number(value) == text
+    assert number(value) == text
 
 
 def interpreter(tmp_path, *lines):
@@ -872,7 +872,7 @@ def test_a_peer_that_dies_is_a_failed_row(tmp_path, capsys):
     assert "failed: its process ended" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("library", ["torch", "jax", "tensorflow"])
+@pytest.mark.parametrize("library", ["smallpebble", "torch", "jax", "tensorflow"])
 @pytest.mark.parametrize("net", ["readme_mlp", "readme_cnn"])
 def test_nets_in_other_libraries(library, net):
     pytest.importorskip(library)
@@ -882,9 +882,10 @@ def test_nets_in_other_libraries(library, net):
     peer = peers.LIBRARIES[library](1)
     peer.net(net, [variable.array for variable in build.parameters.values()])
     adam = sp.Adam()
+    given = peer.tensors(x, y)
     for _ in range(3):
-        assert np.array_equal(peer.evaluate(x), build.predict(x))
-        assert peer.train(x, y) == pytest.approx(build.train_step(adam, x, y), rel=1e-5)
+        assert np.array_equal(peer.evaluate(given[0]), build.predict(x))
+        assert peer.train(*given) == pytest.approx(build.train_step(adam, x, y), rel=1e-5)
 
 
 # ---- info, self-test ----

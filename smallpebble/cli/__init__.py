@@ -31,7 +31,17 @@ class CommandError(Exception):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line (default: that of the process) and return its exit code.
+    """Run a command line (default: that of the process) and return its exit code."""
+
+    def command() -> int:
+        args = _parser().parse_args(argv)
+        return args.run(args)
+
+    return guarded(command)
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Run `command` and return its exit code.
 
     A mistake of the user's becomes a sentence on stderr; argparse raises SystemExit for its own.
     Whatever else goes wrong is a bug and keeps its traceback.
@@ -42,8 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         try:
-            args = _parser().parse_args(argv)
-            return args.run(args)
+            return command()
         finally:
             # Here rather than at exit, where a broken pipe could no longer be caught.
             for stream in (sys.stdout, sys.stderr):
@@ -88,7 +97,7 @@ def _whole_number(text: str, lowest: int) -> int:
     return number
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
     return _whole_number(text, 1)
 
 
@@ -109,7 +118,7 @@ def _rate(text: str) -> float:
     return number
 
 
-def _peer(text: str) -> tuple[str, str]:
+def peer(text: str) -> tuple[str, str]:
     name, equals, python = text.partition("=")
     if not (name and equals and python):
         raise argparse.ArgumentTypeError(
@@ -167,8 +176,8 @@ def _add_train(commands) -> None:
         help="images: digits comes with the package, mnist and cifar are downloaded, or found in "
         "the folder that SMALLPEBBLE_DATA names (default: digits)",
     )
-    add("--steps", type=_count, metavar="N", help="training steps")
-    add("--batch", type=_count, metavar="N", help="images per step")
+    add("--steps", type=count, metavar="N", help="training steps")
+    add("--batch", type=count, metavar="N", help="images per step")
     add("--lr", type=_rate, metavar="X", help="Adam's step size, which falls to 0 at the last step")
     add("--seed", type=_seed, metavar="N", default=0, help="same seed, same net (default: 0)")
     add("--dtype", choices=DTYPES, default="float32", help="numbers to compute in")
@@ -193,9 +202,9 @@ def _add_bench(commands) -> None:
     add("--only", metavar="NAME", action="append", help="this kernel or net only (repeatable)")
     add("--dtype", choices=DTYPES, action="append", help="these numbers only (default: both)")
     add("--quick", action="store_true", help="fewer and shorter rounds: a rough picture")
-    add("--rounds", type=_count, metavar="N", help="rounds (default: 7, with --quick 3)")
+    add("--rounds", type=count, metavar="N", help="rounds (default: 7, with --quick 3)")
     add("--tier", metavar="T", help="compiled kernels to time (default: those in use)")
-    add("--threads", type=_count, metavar="N", help="threads, for the other libraries as well")
+    add("--threads", type=count, metavar="N", help="threads, for the other libraries as well")
     add(
         "--data",
         metavar="FOLDER",
@@ -203,7 +212,7 @@ def _add_bench(commands) -> None:
     )
     add(
         "--peer",
-        type=_peer,
+        type=peer,
         metavar="NAME=PYTHON",
         action="append",
         help="also time the library NAME (torch, jax, tensorflow, smallpebble-3.0.5) of another "

@@ -10,19 +10,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
-import json
 import math
 import os
-import queue
-import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -34,19 +28,19 @@ from smallpebble.kernels import catalogue
 
 from . import DTYPES, CommandError, check_tier, files, models, plot
 from .progress import open_progress
+from .workers import Worker, WorkerError, check_peers
 
 SCHEMA = 1
-_PAUSE = 0.04  # seconds
+PAUSE = 0.04  # seconds
 _PEERS = ("torch", "jax", "tensorflow")
 _BUSY = 1.0  # processes that run already
-_SECONDS_TO_START, _SECONDS_TO_ANSWER = 180, 300
 _LONG = 100e6  # floating-point operations
-_COMPARED_STEPS = 10  # losses drift apart later on: rounding errors grow with every update
+COMPARED_STEPS = 10  # losses drift apart later on: rounding errors grow with every update
 _EXAMPLES = 2000  # of real data, from which the nets' batches are drawn
 _SHORT = {"float32": "f32", "float64": "f64"}
 
 
-class _Net(NamedTuple):
+class Net(NamedTuple):
     """A README net: its data, its batch, how many batches, training steps in one sample."""
 
     build: Callable[..., models.Model]
@@ -58,9 +52,9 @@ class _Net(NamedTuple):
     steps: int
 
 
-_NETS = {
-    "readme_mlp": _Net(models.readme_mlp, "MNIST net", "mnist", (784,), 200, 20, 20),
-    "readme_cnn": _Net(models.readme_cnn, "CIFAR CNN", "cifar", (32, 32, 3), 128, 4, 1),
+NETS = {
+    "readme_mlp": Net(models.readme_mlp, "MNIST net", "mnist", (784,), 200, 20, 20),
+    "readme_cnn": Net(models.readme_cnn, "CIFAR CNN", "cifar", (32, 32, 3), 128, 4, 1),
 }
 
 
@@ -81,8 +75,8 @@ def run(args: argparse.Namespace) -> int:
     plot_path = plot.check(args.plot)
     if json_path is not None and json_path == plot_path:
         raise CommandError(f"--json and --plot name the same file, {json_path}")
-    nets = [name for name in names if name in _NETS]
-    examples = {name: _examples(_NETS[name], args.data) for name in nets}
+    nets = [name for name in names if name in NETS]
+    examples = {name: read_examples(NETS[name], args.data) for name in nets}
     rows = [(kernel, *row, dtype) for kernel, row in _kernel_rows(names) for dtype in dtypes]
     settings = _Settings(
         tier=None if tier == "reference" else tier,
@@ -136,8 +130,7 @@ def run(args: argparse.Namespace) -> int:
             "kernels": kernel_results,
             "nets": net_results,
         }
-        text = json.dumps(_plain(report), indent=1, allow_nan=False) + "\n"
-        files.write(json_path, lambda file: file.write(text.encode()))
+        files.write_json(json_path, report)
         print(f"Figures: {json_path}")
     if plot_path is not None:
         bars = _bars(kernel_results, net_results)
@@ -151,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _chosen(only: list[str] | None) -> list[str]:
-    known = [*catalogue.KERNELS, *_NETS]
+    known = [*catalogue.KERNELS, *NETS]
     for name in only or []:
         if name not in known:
             raise CommandError(f"--only: {name!r} is unknown: choose from {', '.join(known)}")
@@ -160,7 +153,7 @@ def _chosen(only: list[str] | None) -> list[str]:
 
 def _kernel_rows(names: list[str]) -> Iterator[tuple[Any, tuple]]:
     for name in names:
-        if name not in _NETS:
+        if name not in NETS:
             for row in catalogue.KERNELS[name].bench:
                 yield catalogue.KERNELS[name], row
 
@@ -215,7 +208,7 @@ def _interleave(contenders: dict[str, _Contender], settings: _Settings) -> dict[
         contender.call(1)
         seconds = max(contender.call(1), 1e-9)
         repeats[name] = max(1, min(100_000, math.ceil(settings.sample / seconds)))
-        cost += (repeats[name] + 1) * seconds + _PAUSE
+        cost += (repeats[name] + 1) * seconds + PAUSE
     rounds = settings.rounds
     if cost * rounds > settings.budget:
         rounds = max(min(3, rounds), int(settings.budget / cost))
@@ -227,7 +220,7 @@ def _interleave(contenders: dict[str, _Contender], settings: _Settings) -> dict[
             contender.call(1)
             samples[name].append(contender.call(repeats[name]) / repeats[name])
             if contender.settle:
-                time.sleep(_PAUSE)
+                time.sleep(PAUSE)
         order.append(order.pop(0))
     return samples
 
@@ -291,10 +284,10 @@ def _median_ms(seconds: list[float]) -> float:
 class _Local:
     """A README net in this process, with the kernels of one tier."""
 
-    def __init__(self, name: str, tier: str, net: _Net, dtype: str) -> None:
+    def __init__(self, name: str, tier: str, net: Net, dtype: str) -> None:
         self.name, self.tier, self.build, self.dtype = name, tier, net.build, dtype
 
-    def net(self, net: str, data: _Batches) -> None:
+    def net(self, net: str, data: Batches) -> None:
         self.data = data
         self.model = self.build(dtype=self.dtype)
         for variable, array in zip(self.model.parameters.values(), data.parameters):
@@ -315,7 +308,7 @@ class _Local:
             return time.perf_counter() - started
 
 
-class _Batches(NamedTuple):
+class Batches(NamedTuple):
     """What all contenders are given: initial parameters, and batches to take in turn."""
 
     parameters: list[np.ndarray]
@@ -331,9 +324,17 @@ class _Batches(NamedTuple):
         arrays: dict[str, Any] = {"images": self.images, "labels": self.labels, **parameters}
         np.savez(path, **arrays)
 
+    def give(self, worker: Worker, net: str) -> None:
+        """Let a worker of `peers.py` build `net` with these parameters, and use these batches."""
+        path = os.path.join(worker.folder, "net.npz")
+        self.save(path)
+        worker.ask({"do": "net", "net": net, "file": path})
 
-def _examples(net: _Net, folder: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """Images scaled to 0..1, and labels: real ones from `folder`, or random ones."""
+
+def read_examples(
+    net: Net, folder: str | None, most: int = _EXAMPLES
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images scaled to 0..1, and labels: up to `most` real ones from `folder`, or random ones."""
     if folder is None:
         rng = np.random.default_rng(0)
         images = rng.random((_EXAMPLES, *net.image_shape), np.float32)
@@ -344,25 +345,26 @@ def _examples(net: _Net, folder: str | None) -> tuple[np.ndarray, np.ndarray]:
         X, y, _, _ = load_data(net.data, savedir=folder)
     except (OSError, ValueError) as error:
         raise CommandError(f"--data: {error}") from None
-    images = X[:_EXAMPLES].reshape(-1, *net.image_shape)
-    return images / np.float32(255), y[:_EXAMPLES].astype(np.int64)
+    images = X[:most].reshape(-1, *net.image_shape)
+    return images / np.float32(255), y[:most].astype(np.int64)
 
 
-def _batches(net: _Net, dtype: str, examples: tuple[np.ndarray, np.ndarray]) -> _Batches:
+def batches(net: Net, dtype: str, examples: tuple[np.ndarray, np.ndarray]) -> Batches:
+    """Batches drawn from `examples`, and initial parameters: the same at every call."""
     images, labels = examples
     rng = np.random.default_rng(1)
     chosen = rng.integers(0, len(images), (net.n_batches, net.batch))
     model = net.build(dtype=dtype, rng=rng)
     parameters = [variable.array for variable in model.parameters.values()]
-    return _Batches(parameters, images[chosen].astype(dtype), labels[chosen])
+    return Batches(parameters, images[chosen].astype(dtype), labels[chosen])
 
 
 def _time_net(
     name: str, dtype: str, examples: tuple, settings: _Settings, peers: list[_Peer]
 ) -> list[dict]:
     """Training steps and evaluation batches of one README net, by all contenders."""
-    net = _NETS[name]
-    data = _batches(net, dtype, examples)
+    net = NETS[name]
+    data = batches(net, dtype, examples)
     contenders: list[Any] = [_Local("NumPy reference", "reference", net, dtype)]
     if settings.tier is not None:
         contenders.append(_Local(f"compiled, {settings.tier}", settings.tier, net, dtype))
@@ -376,16 +378,16 @@ def _time_net(
         seconds, losses = contender.train(first + 1, net.steps)
         mine["train"].append(seconds / net.steps)
         mine["losses"] += losses
-        time.sleep(_PAUSE)
+        time.sleep(PAUSE)
         contender.evaluate(first, 1)
         mine["evaluate"].append(contender.evaluate(first + 1, net.steps) / net.steps)
-        time.sleep(_PAUSE)
+        time.sleep(PAUSE)
 
     def attempt(action: Callable[..., None], contender: Any, *args: Any) -> None:
         if "failed" not in figures[contender]:
             try:
                 action(contender, *args)
-            except _PeerError as error:
+            except WorkerError as error:
                 figures[contender]["failed"] = str(error)
 
     for contender in contenders:
@@ -409,7 +411,7 @@ def _time_net(
 def _net_result(
     name: str, dtype: str, work: str, flops: int, figures: list[dict], settings: _Settings
 ) -> dict:
-    reference = np.array(figures[0]["losses"][:_COMPARED_STEPS])
+    reference = np.array(figures[0]["losses"][:COMPARED_STEPS])
     rows: list[dict] = []
     for mine in figures:
         row: dict = {"name": mine["name"]}
@@ -420,17 +422,17 @@ def _net_result(
         row["rate"] = flops / row["ms"] / 1e6
         row["samples_ms"] = [1e3 * s for s in mine[work]]
         if work == "train":
-            losses = np.array(mine["losses"][:_COMPARED_STEPS])
+            losses = np.array(mine["losses"][:COMPARED_STEPS])
             row["first_losses"] = losses.tolist()
             row["loss_error"] = float(np.max(np.abs(losses - reference)))
             row["loss_error_relative"] = float(np.max(np.abs(losses / reference - 1)))
         rows.append(row)
     result = {
         "net": name,
-        "title": _NETS[name].title,
+        "title": NETS[name].title,
         "work": work,
         "dtype": dtype,
-        "batch": _NETS[name].batch,
+        "batch": NETS[name].batch,
         "amount": flops,
         "unit": "flop",
         "contenders": rows,
@@ -443,115 +445,25 @@ def _net_result(
 # ---- other libraries ----
 
 
-class _PeerError(Exception):
-    """A worker process failed; the message is one line."""
+class _Peer(Worker):
+    """A worker that trains and evaluates the nets with another library."""
 
-
-class _Peer:
-    """A worker process (see `peers.py`) that is asked one thing at a time."""
-
-    def __init__(self, name: str, library: str, python: str, threads: int, folder: str) -> None:
-        self.name, self.folder = name, folder
-        environment = dict(os.environ)
-        # Its packages are its own.
-        for variable in ("PYTHONPATH", "PYTHONHOME"):
-            environment.pop(variable, None)
-        for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-            environment[variable] = str(threads)
-        self.stderr = tempfile.TemporaryFile(dir=folder)
-        try:
-            self.process = subprocess.Popen(
-                [python, str(Path(__file__).with_name("peers.py"))],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=self.stderr,
-                env=environment,
-                encoding="utf-8",
-                start_new_session=True,  # Ctrl-C is for us, who end it
-            )
-        except OSError as error:
-            raise _PeerError(f"cannot run {python}: {error.strerror}") from None
-        assert self.process.stdin and self.process.stdout
-        self.requests, self.output = self.process.stdin, self.process.stdout
-        self.answers: queue.SimpleQueue[str] = queue.SimpleQueue()
-        threading.Thread(target=self._listen, daemon=True).start()
-        try:
-            request = {"do": "load", "library": library, "threads": threads}
-            version = self._ask(request, _SECONDS_TO_START)["version"]
-        except BaseException:
-            self.close()
-            raise
-        self.name = f"{library} {version}"
-
-    def _listen(self) -> None:
-        for line in self.output:
-            self.answers.put(line)
-        self.answers.put("")
-
-    def _ask(self, request: dict, seconds: float = _SECONDS_TO_ANSWER) -> dict:
-        try:
-            self.requests.write(json.dumps(request) + "\n")
-            self.requests.flush()
-            line = self.answers.get(timeout=seconds)
-        except OSError:
-            line = ""
-        except queue.Empty:
-            self.close()
-            raise _PeerError(f"no answer within {seconds:.0f} s") from None
-        if not line:
-            raise _PeerError(f"its process ended: {self._last_words()}")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise _PeerError(answer["error"])
-        return answer
-
-    def _last_words(self) -> str:
-        self.process.wait(10)
-        self.stderr.seek(0)
-        lines = self.stderr.read().decode(errors="replace").split("\n")
-        lines = [line.strip() for line in lines if line.strip()]
-        return lines[-1] if lines else f"exit code {self.process.returncode}"
-
-    def net(self, net: str, data: _Batches) -> None:
-        path = os.path.join(self.folder, "net.npz")
-        data.save(path)
-        self._ask({"do": "net", "net": net, "file": path})
+    def net(self, net: str, data: Batches) -> None:
+        data.give(self, net)
 
     def train(self, first: int, n: int) -> tuple[float, list[float]]:
-        answer = self._ask({"do": "train", "first": first, "n": n})
+        answer = self.ask({"do": "train", "first": first, "n": n})
         return answer["seconds"], answer["losses"]
 
     def evaluate(self, first: int, n: int) -> float:
-        return self._ask({"do": "evaluate", "first": first, "n": n})["seconds"]
-
-    def close(self) -> None:
-        """End the process: it stops when nobody can ask any more."""
-        with contextlib.suppress(OSError):
-            self.requests.close()
-        try:
-            self.process.wait(5)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.output.close()
-        self.stderr.close()
+        return self.ask({"do": "evaluate", "first": first, "n": n})["seconds"]
 
 
 def _start_peers(
     stack: contextlib.ExitStack, asked: list[tuple[str, str]], none_here: bool, threads: int
 ) -> list[_Peer]:
     """Workers for the libraries asked for, and for those that this interpreter has."""
-    known = ("smallpebble", *_PEERS)
-    wanted = []
-    for name, python in asked:
-        library = next((one for one in known if name.split("-")[0] == one), None)
-        if library is None:
-            choices = ", ".join(("smallpebble-3.0.5", *_PEERS))
-            raise CommandError(f"--peer: {name!r} is unknown: choose from {choices}")
-        path = shutil.which(python)
-        if path is None:
-            raise CommandError(f"--peer: there is no interpreter {python!r}")
-        wanted.append((name, library, path, True))
+    wanted = [(*one, True) for one in check_peers(asked, ("smallpebble-3.0.5", *_PEERS))]
     if not none_here:
         for library in _PEERS:
             if importlib.util.find_spec(library) is not None:
@@ -562,8 +474,8 @@ def _start_peers(
     for name, library, python, was_asked in wanted:
         print(f"Starting {name} ...", file=sys.stderr, flush=True)
         try:
-            peer = _Peer(name, library, python, threads, folder)
-        except _PeerError as error:
+            peer = _Peer(library, python, threads, folder)
+        except WorkerError as error:
             if was_asked:
                 raise CommandError(f"--peer {name}: {error}") from None
             print(f"{name} is left out: {error}", file=sys.stderr)
@@ -577,7 +489,7 @@ def _start_peers(
 
 _ABOUT_NETS = (
     "\nloss error: largest difference from the reference's losses in the first "
-    f"{_COMPARED_STEPS} steps"
+    f"{COMPARED_STEPS} steps"
 )
 _ABOUT_KERNELS = (
     "err/bound: largest error as a fraction of the proven bound, above 1 is wrong\n\n"
@@ -591,15 +503,15 @@ def _kernel_line(result: dict) -> str:
     compiled = "".join(
         f"{text:>{width}}"
         for text, width in (
-            (_number(result.get("compiled_ms")), 9),
-            (_number(result.get("speedup"), "x"), 9),
-            (_number(result.get("error_of_bound")), 10),
+            (number(result.get("compiled_ms")), 9),
+            (number(result.get("speedup"), "x"), 9),
+            (number(result.get("error_of_bound")), 10),
             ("-" if "error" not in result else f"{result['error']:.1e}", 9),
         )
     )
     return (
         f"{result['kernel']:34}{result['case'][:41]:42}{_SHORT[result['dtype']]:4}"
-        f"{_number(result['reference_ms']):>9}{compiled}  {_number(result['rate'])} {unit}"
+        f"{number(result['reference_ms']):>9}{compiled}  {number(result['rate'])} {unit}"
     )
 
 
@@ -616,14 +528,14 @@ def _net_lines(result: dict) -> Iterator[str]:
             yield f"  {row['name']:22} failed: {row['failed']}"
             continue
         relative = None if ours is None else row["ms"] / ours
-        line = f"  {row['name']:22}{_number(row['ms']):>8}{_number(row['rate']):>9}"
-        line += f"{_number(relative):>13}"
+        line = f"  {row['name']:22}{number(row['ms']):>8}{number(row['rate']):>9}"
+        line += f"{number(relative):>13}"
         if "loss_error" in row and row is not rows[0]:
             line += f"{row['loss_error']:>12.1e}{row['loss_error_relative']:>10.1e}"
         yield line
 
 
-def _number(value: float | None, suffix: str = "") -> str:
+def number(value: float | None, suffix: str = "") -> str:
     """Three digits, and no exponent for what is measured in practice."""
     if value is None:
         return "-"
@@ -643,18 +555,3 @@ def _bars(kernel_results: list[dict], net_results: list[dict]) -> list[tuple[str
                 label = f"{result['kernel']} {result['case']}"[:60]
             bars.append((f"{label}, {_SHORT[result['dtype']]}", result["speedup"]))
     return bars
-
-
-def _plain(value: Any) -> Any:
-    """`value` in what JSON knows: NaN and infinities become null."""
-    if isinstance(value, dict):
-        return {str(key): _plain(one) for key, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
-    if isinstance(value, (bool, str)) or value is None:
-        return value
-    if isinstance(value, (int, np.integer)):
-        return int(value)
-    if isinstance(value, (float, np.floating)):
-        return float(value) if math.isfinite(value) else None
-    return str(value)

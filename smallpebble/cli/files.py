@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import secrets
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+import numpy as np
 
 from . import EXIT_FAILED, CommandError
 
@@ -63,6 +67,27 @@ def write(path: Path, content: Callable[[IO[bytes]], object]) -> None:
     finally:
         if os.path.lexists(temporary):
             os.unlink(temporary)
+
+
+def write_json(path: Path, report: dict) -> None:
+    """Write `report` as JSON; NaN and infinities, which JSON does not know, become null."""
+    text = json.dumps(_plain(report), indent=1, allow_nan=False) + "\n"
+    write(path, lambda file: file.write(text.encode()))
+
+
+def _plain(value: Any) -> Any:
+    """`value` in what JSON knows."""
+    if isinstance(value, dict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    if isinstance(value, (bool, str)) or value is None:
+        return value
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    return str(value)
 
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)

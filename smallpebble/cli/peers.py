@@ -1,19 +1,33 @@
-"""A worker of `bench`: trains a README net with another library, in that library's interpreter.
+"""A worker process: trains a README net with one library, in that library's interpreter.
 
-Run by its path, so it imports nothing of this package; ``smallpebble`` in here is an installation
-of another version, the interpreter's own. One request a line on stdin, one answer a line on stdout,
-both JSON; arrays come in an npz file. Every net takes the same batches and initial numbers::
+Run by its path, so it imports nothing of this package; ``smallpebble`` in here is what its
+interpreter finds, perhaps of another version. One request a line on stdin, one answer a line on
+stdout, both JSON; arrays come in an npz file. Every net takes the same batches and initial
+numbers::
 
     {"do": "load", "library": "torch", "threads": 2}       -> {"version": "2.13.0"}
     {"do": "net", "net": "readme_mlp", "file": "net.npz"}  -> {}
     {"do": "train", "first": 0, "n": 20}                   -> {"seconds": 0.04, "losses": [...]}
     {"do": "evaluate", "first": 0, "n": 20}                -> {"seconds": 0.01}
+    {"do": "units", "first": 0, "n": 20}                   -> {"train": [0.002, ...], ...}
+    {"do": "memory"}                                       -> {"now": 2e8, "peak": 3e8}
+
+An argument names a file of Python with further requests: the public methods of its class `Requests`
+(made with the name of the library, and the library), and further libraries in its dict `LIBRARIES`.
 """
 
+import contextlib
+import inspect
 import json
 import os
+import runpy
 import sys
 import time
+
+try:
+    import resource
+except ImportError:  # as on Windows
+    resource = None  # type: ignore[assignment]
 
 ALPHA, BETA1, BETA2, EPS = 0.001, 0.9, 0.999, 1e-8
 SLOPE = 0.02
@@ -26,8 +40,18 @@ def limit_processors(threads):
         os.sched_setaffinity(0, allowed[:threads])
 
 
+def interruptions():
+    """How often the system has taken a processor away from this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw if resource else 0
+
+
+def page_faults():
+    """How often this process touched memory that the system then had to find, without a disk."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt if resource else 0
+
+
 class SmallPebble:
-    """SmallPebble 3: the README's training loop, the layers given their numbers by hand."""
+    """SmallPebble: the nets of 3.0.5's README, built as it does, with given numbers."""
 
     def __init__(self, threads):
         import smallpebble
@@ -36,32 +60,51 @@ class SmallPebble:
         from importlib.metadata import PackageNotFoundError, version
 
         try:
-            self.version = version("smallpebble")
+            self.version = getattr(smallpebble, "__version__", None) or version("smallpebble")
         except PackageNotFoundError:
             self.version = "of unknown version"
+        self.details = {"file": smallpebble.__file__}
+        if hasattr(smallpebble, "show_config"):
+            self.details |= smallpebble.show_config(mode="dict")
 
     def net(self, name, parameters):
         sp = self.sp
-        self.learnables = [sp.learnable(sp.Variable(p)) for p in parameters]
-        rest = iter(self.learnables)
+        rest = iter(parameters)
+        self.learnables = []
+
+        def layer(make, *sizes):
+            """A layer on top of `h` that computes in the dtype of its given parameters."""
+            weights = next(rest)
+            # 3.0.5 has no dtypes: there a layer computes in what it is given.
+            typed = "dtype" in inspect.signature(make).parameters
+            node = make(*sizes, **({"dtype": weights.dtype} if typed else {}))(h)
+            for variable in node.arguments:
+                if getattr(variable, "is_learnable", False):
+                    variable.array = (next(rest) if variable.array.ndim == 1 else weights).copy()
+                    self.learnables.append(variable)
+            return node
+
         self.x, self.y = sp.Placeholder(), sp.Placeholder()
         h = self.x
-
-        def linear(h):
-            return sp.Lazy(lambda a, w, b: sp.matmul(a, w) + b)(h, next(rest), next(rest))
-
         if name == "readme_mlp":
-            h = sp.Lazy(sp.leaky_relu)(linear(h))
-            h = sp.Lazy(sp.leaky_relu)(linear(h))
+            h = layer(sp.linearlayer, 28 * 28, 100)
+            h = sp.Lazy(sp.leaky_relu)(h)
+            h = layer(sp.linearlayer, 100, 100)
+            h = sp.Lazy(sp.leaky_relu)(h)
+            h = layer(sp.linearlayer, 100, 10)
         else:
-            for _ in range(3):
-                h = sp.Lazy(lambda a, k: sp.conv2d(a, k, "VALID", (1, 1)))(h, next(rest))
+            for depth, n_kernels in ((3, 32), (32, 128), (128, 128)):
+                h = layer(sp.convlayer, 3, 3, depth, n_kernels)
                 h = sp.Lazy(sp.leaky_relu)(h)
                 h = sp.Lazy(lambda a: sp.maxpool2d(a, 2, 2, strides=[2, 2]))(h)
             h = sp.Lazy(lambda a: sp.reshape(a, [-1, 3 * 3 * 128]))(h)
-        self.scores = sp.Lazy(sp.softmax)(linear(h))
+            h = layer(sp.linearlayer, 3 * 3 * 128, 10)
+        self.scores = sp.Lazy(sp.softmax)(h)
         self.loss = sp.Lazy(sp.cross_entropy)(self.scores, self.y)
         self.adam = sp.Adam(ALPHA, BETA1, BETA2, EPS)
+
+    def tensors(self, x, y):
+        return x, y
 
     def train(self, x, y):
         self.x.assign_value(self.sp.Variable(x))
@@ -72,7 +115,9 @@ class SmallPebble:
 
     def evaluate(self, x):
         self.x.assign_value(self.sp.Variable(x))
-        return self.scores.run().array.argmax(1)
+        # 3.0.5 records whether anybody asks for gradients or not.
+        with getattr(self.sp, "no_grad", contextlib.nullcontext)():
+            return self.scores.run().array.argmax(1)
 
 
 class Torch:
@@ -98,9 +143,12 @@ class Torch:
             self.parameters, lr=ALPHA, betas=(BETA1, BETA2), eps=EPS, fused=True
         )
 
-    def scores(self, x):
+    def tensors(self, x, y):
+        return self.torch.from_numpy(x), self.torch.from_numpy(y)
+
+    def scores(self, h):
         F = self.torch.nn.functional
-        h, rest = self.torch.from_numpy(x), iter(self.parameters)
+        rest = iter(self.parameters)
         if self.convolutional:
             h = h.permute(0, 3, 1, 2)  # a view: in memory it is channels_last already
             for _ in range(3):
@@ -116,7 +164,7 @@ class Torch:
 
     def train(self, x, y):
         F = self.torch.nn.functional
-        loss = F.cross_entropy(self.scores(x), self.torch.from_numpy(y), reduction="sum")
+        loss = F.cross_entropy(self.scores(x), y, reduction="sum")
         self.adam.zero_grad()
         loss.backward()
         self.adam.step()
@@ -183,6 +231,9 @@ class Jax:
         self.step = jax.jit(step, donate_argnums=(0, 1, 2, 3))
         self.predict = jax.jit(lambda parameters, x: scores(parameters, x).argmax(1))
 
+    def tensors(self, x, y):
+        return self.jax.numpy.asarray(x), self.jax.numpy.asarray(y)
+
     def train(self, x, y):
         self.parameters, self.m, self.v, self.t, loss = self.step(
             self.parameters, self.m, self.v, self.t, x, y
@@ -203,7 +254,8 @@ class TensorFlow:
         import tensorflow as tf
 
         tf.config.threading.set_intra_op_parallelism_threads(threads)
-        tf.config.threading.set_inter_op_parallelism_threads(1)
+        # As TensorFlow does by itself: the gradients of a convolution then run side by side.
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
         self.tf = tf
         self.version = tf.__version__
 
@@ -254,11 +306,14 @@ class TensorFlow:
         self.step = tf.function(step)
         self.predict = tf.function(lambda x: tf.argmax(scores(x), 1))
 
+    def tensors(self, x, y):
+        return self.tf.constant(x), self.tf.constant(y)
+
     def train(self, x, y):
-        return float(self.step(self.tf.constant(x), self.tf.constant(y)))
+        return float(self.step(x, y))
 
     def evaluate(self, x):
-        return self.predict(self.tf.constant(x)).numpy()
+        return self.predict(x).numpy()
 
 
 LIBRARIES = {"smallpebble": SmallPebble, "torch": Torch, "jax": Jax, "tensorflow": TensorFlow}
@@ -267,9 +322,22 @@ LIBRARIES = {"smallpebble": SmallPebble, "torch": Torch, "jax": Jax, "tensorflow
 class Worker:
     """Carries out the requests."""
 
+    def __init__(self, extension=None):
+        """`extension` is what a file with further requests defines, by name."""
+        self.extension = extension or {}
+
+    def answer(self, do, **request):
+        for one in (self, getattr(self, "requests", None)):
+            if hasattr(one, do):
+                return getattr(one, do)(**request)
+        raise ValueError(f"unknown request {do!r}")
+
     def load(self, library, threads):
-        self.library = LIBRARIES[library](threads)
-        return {"version": self.library.version}
+        libraries = {**LIBRARIES, **self.extension.get("LIBRARIES", {})}
+        self.library = libraries[library](threads)
+        if "Requests" in self.extension:
+            self.requests = self.extension["Requests"](library, self.library)
+        return {"version": self.library.version, "details": getattr(self.library, "details", {})}
 
     def net(self, net, file):
         import numpy as np
@@ -277,36 +345,74 @@ class Worker:
         with np.load(file, allow_pickle=False) as arrays:
             n = sum(name.startswith("parameter") for name in arrays)
             parameters = [arrays[f"parameter{i}"] for i in range(n)]
-            self.images, self.labels = arrays["images"], arrays["labels"]
+            images, labels = arrays["images"], arrays["labels"]
         self.library.net(net, parameters)
+        # Some libraries copy what they are given: once, here, and not in every step.
+        self.batches = [self.library.tensors(x, y) for x, y in zip(images, labels)]
         return {}
 
-    def batches(self, first, n):
-        for i in range(first, first + n):
-            i %= len(self.images)
-            yield self.images[i], self.labels[i]
+    def batch(self, i):
+        return self.batches[i % len(self.batches)]
 
     def train(self, first, n):
         started = time.perf_counter()
-        losses = [self.library.train(x, y) for x, y in self.batches(first, n)]
+        losses = [self.library.train(*self.batch(i)) for i in range(first, first + n)]
         return {"seconds": time.perf_counter() - started, "losses": losses}
 
     def evaluate(self, first, n):
         started = time.perf_counter()
-        for x, _ in self.batches(first, n):
-            self.library.evaluate(x)
+        for i in range(first, first + n):
+            self.library.evaluate(self.batch(i)[0])
         return {"seconds": time.perf_counter() - started}
 
+    def units(self, first, n):
+        """Training steps, each followed by the evaluation of the next batch.
 
-def main():
+        Answers with seconds and page faults of each, the losses, the classes found by the last
+        evaluation, and how often the process was interrupted meanwhile.
+        """
+        names = ("train", "evaluate", "losses", "train_faults", "evaluate_faults")
+        columns = tuple([] for _ in names)
+        before = interruptions()
+        for i in range(first, first + n):
+            (x, y), (other, _) = self.batch(i), self.batch(i + 1)
+            faults = page_faults()
+            started = time.perf_counter()
+            loss = self.library.train(x, y)
+            trained = time.perf_counter()
+            train_faults = page_faults() - faults
+            continued = time.perf_counter()
+            classes = self.library.evaluate(other)
+            ended = time.perf_counter()
+            evaluate_faults = page_faults() - faults - train_faults
+            row = (trained - started, ended - continued, loss, train_faults, evaluate_faults)
+            for column, value in zip(columns, row):
+                column.append(value)
+        return {
+            **dict(zip(names, columns)),
+            "classes": [int(one) for one in classes],
+            "interruptions": interruptions() - before,
+        }
+
+    def memory(self):
+        """Bytes of this process in memory, now and at most so far; nothing where no one knows."""
+        try:
+            with open("/proc/self/status") as file:
+                lines = dict(line.split(":", 1) for line in file)
+        except OSError:
+            return {"now": None, "peak": None}
+        now, peak = (1024 * int(lines[name].split()[0]) for name in ("VmRSS", "VmHWM"))
+        return {"now": now, "peak": peak}
+
+
+def main(extension=None):
     # What a library prints must not end up among the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    worker = Worker()
+    worker = Worker(runpy.run_path(extension) if extension else None)
     for line in sys.stdin:
-        request = json.loads(line)
         try:
-            answer = getattr(worker, request.pop("do"))(**request)
+            answer = worker.answer(**json.loads(line))
         except Exception as error:
             text = (str(error).strip() or "no message").splitlines()[0]
             answer = {"error": f"{type(error).__name__}: {text}"}
@@ -318,4 +424,4 @@ if __name__ == "__main__":
     # Python puts the folder of a script first: its modules would hide others of the same name.
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [folder for folder in sys.path if os.path.abspath(folder or ".") != here]
-    main()
+    main(*sys.argv[1:])
