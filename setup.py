@@ -1,5 +1,9 @@
 """Builds the compiled kernels: one extension module for each instruction set, from one source.
 
+The Python modules that every operation runs through are compiled too, as they stand: a call then
+costs about half. They are installed beside their text, which Python takes where nothing can be
+compiled. A build in place leaves them out, so that there an edit counts at once.
+
 SMALLPEBBLE_PURE=1            build none: the library then runs on plain NumPy (and warns when it is
                               imported, unless this is set then too)
 SMALLPEBBLE_REQUIRE_NATIVE=1  a failing compiler is an error (without it, the same as PURE, but
@@ -30,6 +34,8 @@ TIERS = {
 }  # fmt: skip
 
 
+PYTHON = ("core", "images", "lazy", "nn", "ops", "optim", "shapes")
+
 # NumPy's C interface is used for its memory handlers alone, which it has since 1.22.
 NUMPY = [("NPY_NO_DEPRECATED_API", "NPY_1_22_API_VERSION"),
          ("NPY_TARGET_VERSION", "NPY_1_22_API_VERSION")]  # fmt: skip
@@ -56,6 +62,18 @@ def modules():
     ]
 
 
+def python_modules():
+    return [
+        Extension(
+            f"smallpebble.{name}",
+            [f"smallpebble/{name}.py"],
+            extra_compile_args=["-O2", "-g0", "-w"],
+            extra_link_args=["-Wl,-s"] if sys.platform == "linux" else [],
+        )
+        for name in PYTHON
+    ]
+
+
 class build_kernels(build_ext):
     """build_ext that, where nothing can be compiled, leaves a pure Python package behind."""
 
@@ -63,12 +81,22 @@ class build_kernels(build_ext):
         super().finalize_options()
         if self.parallel is None:
             self.parallel = os.cpu_count()
+        if self.inplace and self.extensions:
+            self.extensions = [e for e in self.extensions if e.name.split(".")[1] not in PYTHON]
 
     def build_extensions(self):
         from Cython.Build import cythonize
 
+        # Annotations are for readers and type checkers, and hold no promise about a value.
+        directives = {"language_level": 3, "annotation_typing": False}
         for extension in self.extensions:  # one after the other; the compilers then run together
-            extension.sources = cythonize(copy.copy(extension), quiet=True)[0].sources
+            of_python = extension.sources[0].endswith(".py")
+            extension.sources = cythonize(
+                copy.copy(extension),
+                quiet=True,
+                compiler_directives=directives if of_python else {},
+                build_dir=self.build_temp if of_python else None,
+            )[0].sources
         super().build_extensions()
 
     def run(self):
@@ -105,7 +133,7 @@ class wheel_of_what_was_built(bdist_wheel):
 
 pure = os.environ.get("SMALLPEBBLE_PURE") or sys.platform == "win32" or sys.maxsize < 2**32
 setup(
-    ext_modules=[] if pure else modules(),
+    ext_modules=[] if pure else modules() + python_modules(),
     cmdclass={
         "build_ext": build_kernels,
         "sdist": whole_source,
