@@ -26,8 +26,8 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 SECONDS = int(os.environ.get("SMALLPEBBLE_TEST_SECONDS", "120"))  # more under valgrind or qemu
 
-# "address" or "thread" under a sanitizer (.ci/sanitize). Its locks may be held by nobody in a forked
-# child, which then hangs: such tests are left out, or call directly what they would call in a child.
+# "address" or "thread" under a sanitizer (.ci/sanitize). Its locks may be held by nobody in a child
+# of fork, which then hangs: what is tested in a child is then called directly.
 SANITIZER = os.environ.get("SMALLPEBBLE_TEST_SANITIZER", "")
 needs_fork = pytest.mark.skipif(
     not hasattr(os, "fork") or bool(SANITIZER),

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SANITIZER, in_child, needs_fork, rng_for
+from conftest import SANITIZER, in_child, needs_fork
 from test_kernels import arrays_in, put
 from test_memory import results_from, shared_work
 
@@ -475,15 +475,19 @@ def test_threads_that_the_system_refuses(granted):
 
 
 def test_the_pool_by_itself(tmp_path):
-    """`pool_stress.c`: callers, nested runs and forks, with threads that are refused now and then."""
+    """`pool_stress.c`: callers, nested runs, forks, and threads that are refused now and then."""
     compiler = shutil.which(os.environ.get("CC", "gcc"))
     stress = Path(__file__).with_name("pool_stress.c")
     if compiler is None or not SOURCES.is_dir():
         pytest.skip("needs GCC and the sources")
     flags = ["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", f"-I{SOURCES}"]
     if SANITIZER:
-        flags += [f"-fsanitize={SANITIZER}", "-DFORKS=0"]
+        flags.append(f"-fsanitize={SANITIZER}")
+    if SANITIZER == "address":
+        flags.append("-DFORKS=0")
     environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
+    options = os.environ.get("TSAN_OPTIONS", "")  # children start threads here, which it refuses
+    environment["TSAN_OPTIONS"] = f"{options}:die_after_fork=0"
     program = str(tmp_path / "stress")
     for command in ([compiler, *flags, str(stress), "-o", program], [program]):
         done = subprocess.run(
@@ -604,7 +608,8 @@ import smallpebble as sp
 
 a = np.ones((300, 300), np.float32)
 sp.kernels.matmul(a, a)
-print(sp.get_num_threads(), len(os.listdir("/proc/self/task")), sp.show_config("dict")["threads from"])
+tasks = len(os.listdir("/proc/self/task"))
+print(sp.get_num_threads(), tasks, sp.show_config("dict")["threads from"])
 """
 
 
@@ -679,8 +684,8 @@ except ImportError:
 )
 def test_threadpoolctl_sees_and_limits_the_pool(imports):
     pytest.importorskip("threadpoolctl", reason="threadpoolctl is not installed: see `test`")
-    code = f"import os, sys\nfinders = sys.meta_path[:]\n{imports}\nassert sys.meta_path == finders\n"
-    assert run(code + LIMITED, SMALLPEBBLE_NUM_THREADS="3") == "right"
+    before, after = "import os, sys\nfinders = sys.meta_path[:]", "assert sys.meta_path == finders"
+    assert run("\n".join([before, imports, after, LIMITED]), SMALLPEBBLE_NUM_THREADS="3") == "right"
 
 
 # ---------------------------------------------------------------------------------------- scratch
