@@ -82,6 +82,14 @@ static void forked(counters *c, ptrdiff_t n, int threads, int generations) {
     if (child < 0 || waitpid(child, &status, 0) != child || status) fail("a child failed");
 }
 
+/* Two tasks that wait for one another: a worker has to come, awake or asleep. */
+static void meet(void *context, ptrdiff_t task, int worker) {
+    int *arrived = context;
+    (void)task, (void)worker;
+    __atomic_fetch_add(arrived, 1, __ATOMIC_SEQ_CST);
+    while (__atomic_load_n(arrived, __ATOMIC_SEQ_CST) < 2) sched_yield();
+}
+
 static void *caller(void *argument) {
     counters *c = calloc(1, sizeof *c);
     unsigned long random = (unsigned long)(intptr_t)argument * 7919 + 1;
@@ -106,6 +114,12 @@ int main(void) {
     pthread_t threads[4];
     alarm(180);
     if (pool_init()) return 2;
+    for (int i = 0; i < 40; i++) {
+        int arrived = 0;
+        pool_set_threads(2, 2 - i % 2); /* with and without spinning */
+        pool_table.run(meet, &arrived, 2, 2);
+        usleep(5 * i);
+    }
     pool_set_threads(4, 2);
     for (intptr_t i = 0; i < 4; i++)
         if (pthread_create(&threads[i], NULL, caller, (void *)i)) return 2;
