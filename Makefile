@@ -49,10 +49,10 @@ wheel: $(VENV)/developer
 	$(BIN)/python -m build --outdir dist .
 
 sanitize: $(VENV)/developer
-	.ci/sanitize address
+	PYTHON=$(CURDIR)/$(BIN)/python .ci/sanitize address
 
 sanitize-threads: $(VENV)/developer
-	.ci/sanitize thread
+	PYTHON=$(CURDIR)/$(BIN)/python .ci/sanitize thread
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo.png .pytest_cache .hypothesis .ruff_cache
