@@ -85,12 +85,24 @@ def n_threads():
 
 
 def start(code, *args, **environment):
-    """A new interpreter that runs `code` on this package, warnings being errors."""
+    """A new interpreter that runs `code` on this package.
+
+    Warnings are errors, but for those that Python gives when a process with threads forks: other
+    libraries do that.
+    """
     path = os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "SMALLPEBBLE_KERNELS": None, **environment}
     source = ["-c", code] if isinstance(code, str) else [str(code)]
     return subprocess.Popen(
-        [sys.executable, "-W", "error", *source, *map(str, args)],
+        [
+            sys.executable,
+            "-W",
+            "error",
+            "-W",
+            "ignore::DeprecationWarning",
+            *source,
+            *map(str, args),
+        ],
         env={name: text for name, text in environment.items() if text is not None},
         cwd="/",
         stdin=subprocess.PIPE,
@@ -579,13 +591,19 @@ GRANTED = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 
         ({}, GRANTED),
     ],
 )
-def test_quota_of_a_container(tmp_path, files, cores):
+def test_quota_of_a_container(tmp_path, monkeypatch, files, cores):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(text.encode() if isinstance(text, str) else text)
     found, limit = _threads.available_cores(str(tmp_path))
     assert found == cores
     assert limit == "the CPU quota of the container" or cores == GRANTED
+    monkeypatch.setattr(_threads.available_cores, "__defaults__", (str(tmp_path),))
+    for name in ("SMALLPEBBLE_NUM_THREADS", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    _threads.start(pool)
+    config = sp.show_config("dict")
+    assert (config["threads"], config["threads from"]) == (cores, limit)
 
 
 def test_threads_from_the_environment(monkeypatch):
