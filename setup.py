@@ -78,10 +78,10 @@ class whole_source(sdist):
     """An sdist with all that the checkout has, and without the C that Cython wrote into it."""
 
     def make_distribution(self):
-        for pattern in ("Makefile", "*.md", ".ci/*"):
+        for pattern in ("Makefile", "*.md", ".ci/*", "tests/*.c"):
             self.filelist.include(pattern)
         for folder in ("tests", "examples"):
-            self.filelist.recursive_include(folder, "*.py", "*.c")
+            self.filelist.recursive_include(folder, "*.py")
         self.filelist.recursive_exclude("csrc", "_*.c")
         super().make_distribution()
 

@@ -93,16 +93,9 @@ def start(code, *args, **environment):
     path = os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "SMALLPEBBLE_KERNELS": None, **environment}
     source = ["-c", code] if isinstance(code, str) else [str(code)]
+    warnings = ["-W", "error", "-W", "ignore::DeprecationWarning"]
     return subprocess.Popen(
-        [
-            sys.executable,
-            "-W",
-            "error",
-            "-W",
-            "ignore::DeprecationWarning",
-            *source,
-            *map(str, args),
-        ],
+        [sys.executable, *warnings, *source, *map(str, args)],
         env={name: text for name, text in environment.items() if text is not None},
         cwd="/",
         stdin=subprocess.PIPE,
