@@ -528,6 +528,11 @@ def test_set_num_threads_at_once_and_for_a_block():
     assert sp.show_config("dict")["threads from"] == origin
 
 
+def test_the_most_threads_are_as_many_in_c():
+    pool.set_num_threads(100_000, 1)
+    assert pool.get_num_threads() == _threads.MOST
+
+
 def test_num_threads_is_for_a_block():
     before = sp.get_num_threads()
     block = sp.num_threads(before + 1)
