@@ -4,6 +4,7 @@ The catalogue drives it: a new kernel is tried here without a line of its own. N
 What is done to a whole process happens in an interpreter of its own, under a time limit.
 """
 
+import functools
 import itertools
 import os
 import shutil
@@ -50,21 +51,36 @@ def _threads_as_before():
         yield
 
 
-def shared(kernel, function, dtype):
-    """The smallest work of `kernel` that is shared among threads: (arguments, results)."""
+def is_shared(kernel, function, args):
+    """Whether two threads would both have work."""
+    pool.set_num_threads(2, 2)
+    before = pool.jobs()
+    kernel.run(function, args)
+    return pool.jobs() != before
+
+
+@functools.cache
+def smallest(name, dtype):
+    """Arguments of the smallest work that the best tier shares among threads."""
+    kernel, function = KERNELS[name], getattr(best(), name)
     for batch in (8, 128):
-        work = []
-        for _, args in shared_work(kernel, dtype, batch):
-            pool.set_num_threads(1, 1)
-            want = kernel.run(function, args)
-            pool.set_num_threads(2, 2)
-            before = pool.jobs()
-            kernel.run(function, args)
-            if pool.jobs() != before:
-                work.append((args, want))
-        if work:
-            return min(work, key=lambda one: sum(a.nbytes for _, a in arrays_in(one)))
-    raise AssertionError(f"{kernel.name}: no work is large enough to be shared: see `ODD_WORK`")
+        work = [args for _, args in shared_work(kernel, dtype, batch)]
+        sizes = [
+            sum(a.nbytes for _, a in arrays_in([*args, kernel.run(function, args)]))
+            for args in work
+        ]
+        for i in np.argsort(sizes):
+            if is_shared(kernel, function, work[i]):
+                return work[i]
+    raise AssertionError(f"{name}: no work is large enough to be shared: see `ODD_WORK`")
+
+
+def shared(kernel, function, dtype):
+    """(arguments, results of one thread) of work that is shared among threads."""
+    args = smallest(kernel.name, dtype)
+    assert is_shared(kernel, function, args)
+    pool.set_num_threads(1, 1)
+    return args, kernel.run(function, args)
 
 
 def all_shared(module, dtype=np.float32, names=NAMES):
@@ -73,6 +89,11 @@ def all_shared(module, dtype=np.float32, names=NAMES):
         if name not in ALONE:
             function = getattr(module, name)
             yield KERNELS[name], function, *shared(KERNELS[name], function, dtype)
+
+
+def best():
+    """The module of the best compiled tier that can be used here."""
+    return kernels.load(next(t for t, reason in kernels.tiers().items() if reason is None))
 
 
 def equal(got, want):
@@ -268,8 +289,7 @@ def fork():
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_two_hundred_forks(set_num_threads):
     """Kernels before and after each, parent and child computing at the same time."""
-    module = kernels.load(next(t for t, reason in kernels.tiers().items() if reason is None))
-    work = itertools.cycle(all_shared(module))
+    work = itertools.cycle(list(all_shared(best())))
     set_num_threads(3)
     before = pool.jobs()
     for i in range(200):
@@ -290,7 +310,7 @@ def test_two_hundred_forks(set_num_threads):
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_forks_while_other_threads_compute(set_num_threads):
     """A fork waits for the job that is running, and the child inherits no lock."""
-    module = kernels.load(next(t for t, reason in kernels.tiers().items() if reason is None))
+    module = best()
     kernel = KERNELS["matmul"]
     args, want = shared(kernel, module.matmul, np.float32)
     set_num_threads(3)
@@ -553,7 +573,7 @@ def test_a_wrong_number_of_threads_is_refused(n):
 
 @needs_proc
 def test_workers_start_when_wanted_and_end_when_not(set_num_threads):
-    module = kernels.load(next(t for t, reason in kernels.tiers().items() if reason is None))
+    module = best()
     kernel, function, args, _ = next(all_shared(module))
     set_num_threads(1)
     alone = n_threads()
@@ -709,7 +729,7 @@ def test_threadpoolctl_sees_and_limits_the_pool(imports):
 
 
 def test_scratch_memory_is_counted_and_released():
-    module = kernels.load(next(t for t, reason in kernels.tiers().items() if reason is None))
+    module = best()
     work = list(all_shared(module, names=[n for n in NAMES if n.startswith(("conv2d", "matmul"))]))
     pool.release_scratch()
     before = pool.scratch_bytes()
@@ -730,7 +750,7 @@ def test_scratch_memory_is_counted_and_released():
 
 
 def test_scratch_memory_goes_with_its_thread():
-    module = kernels.load(next(t for t, reason in kernels.tiers().items() if reason is None))
+    module = best()
     ((kernel, function, args, _),) = all_shared(module, names=["matmul"])
     pool.release_scratch()
     before, seen = pool.scratch_bytes(), []
