@@ -4,13 +4,16 @@
 # make bench   every kernel and both README models against plain NumPy
 # make wheel   sdist and wheel in dist/
 # make clean   remove everything that was made here
+#
+# make sanitize          tests of the kernels under AddressSanitizer and UndefinedBehaviorSanitizer
+# make sanitize-threads  tests of the thread pool under ThreadSanitizer
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc smallpebble -name '*.py' -o -name '*.py[x]' -o -name '*.pxi' -o -name '*.inc' -o -name '*.h')
 
-.PHONY: demo test lint format bench wheel clean
+.PHONY: demo test lint format bench wheel sanitize sanitize-threads clean
 
 # The package is installed, not linked, so what is tested is what users get.
 $(VENV)/installed: setup.py pyproject.toml $(SOURCES)
@@ -19,7 +22,8 @@ $(VENV)/installed: setup.py pyproject.toml $(SOURCES)
 	touch $@
 
 $(VENV)/developer: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check build ruff
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check build ruff \
+		"cython>=3.1,<3.4" "setuptools>=77"
 	touch $@
 
 demo: $(VENV)/installed
@@ -43,6 +47,12 @@ bench: $(VENV)/installed
 
 wheel: $(VENV)/developer
 	$(BIN)/python -m build --outdir dist .
+
+sanitize: $(VENV)/developer
+	PYTHON=$(CURDIR)/$(BIN)/python .ci/sanitize address
+
+sanitize-threads: $(VENV)/developer
+	PYTHON=$(CURDIR)/$(BIN)/python .ci/sanitize thread
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo.png .pytest_cache .hypothesis .ruff_cache

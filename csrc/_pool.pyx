@@ -11,6 +11,9 @@ cdef extern from "pool.c.h":
     int pool_init()
     int pool_threads()
     void pool_set_threads(int n, int cores) nogil
+    unsigned pool_jobs()
+    size_t pool_scratch_bytes()
+    void pool_release_scratch()
 
 
 if pool_init():
@@ -28,3 +31,18 @@ def set_num_threads(int n, int cores):
     """Use up to `n` threads on `cores` cores; idle ones spin for a moment only where n <= cores."""
     with nogil:  # a job of another thread may have to end first
         pool_set_threads(n, cores)
+
+
+def jobs():
+    """How many jobs the pool has shared among threads, modulo 2**32."""
+    return pool_jobs()
+
+
+def scratch_bytes():
+    """Bytes of scratch memory that the threads keep for their next kernel, all threads together."""
+    return pool_scratch_bytes()
+
+
+def release_scratch():
+    """Free the scratch memory of the calling thread; that of others goes when they end."""
+    pool_release_scratch()

@@ -10,18 +10,12 @@
  */
 #include "pool.h"
 
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
 #include <stdint.h>
 #include <stdlib.h>
-
-#if defined(__unix__) || defined(__APPLE__)
-#include <pthread.h>
-#include <signal.h>
-#include <sched.h>
 #include <time.h>
-#define POOL_HAS_THREADS 1
-#else
-#define POOL_HAS_THREADS 0
-#endif
 
 #define SPIN_NANOSECONDS 50000
 #define YIELD_NANOSECONDS 300000
@@ -33,8 +27,6 @@ static void pool_serial(pool_body body, void *context, ptrdiff_t n_tasks) {
     for (ptrdiff_t task = 0; task < n_tasks; task++) body(context, task, 0);
 }
 
-#if POOL_HAS_THREADS
-
 static pthread_mutex_t pool_busy = PTHREAD_MUTEX_INITIALIZER;  /* held by who runs a job */
 static pthread_mutex_t pool_state = PTHREAD_MUTEX_INITIALIZER; /* guards sleeping and stopping */
 static pthread_cond_t pool_wake = PTHREAD_COND_INITIALIZER;
@@ -44,7 +36,7 @@ static int pool_started = 0;      /* workers that exist; changed only with pool_
 static int pool_stop = 0;         /* with pool_state held */
 static int pool_sleepers = 0;     /* with pool_state held */
 static int pool_spins = 1;        /* whether there are cores to spin on */
-static unsigned pool_generation;  /* number of the newest job */
+static unsigned pool_generation;  /* number of the newest job, which is how many there were */
 
 static struct {
     pool_body body;
@@ -187,16 +179,33 @@ static void pool_run(pool_body body, void *context, ptrdiff_t n_tasks, int threa
     pthread_mutex_unlock(&pool_busy);
 }
 
-/* Thread-local scratch memory, kept for the next call and freed when its thread ends. */
+/* Thread-local scratch memory, kept for the next call, and freed when its thread ends or asks. */
 static pthread_key_t pool_scratch_key;
+static size_t pool_scratch_held; /* by all threads together; after a fork, also by those left behind */
 
 typedef struct {
     size_t bytes;
     void *memory;
 } pool_scratch_block;
 
-static void pool_free_scratch(void *block) {
-    if (block) free(((pool_scratch_block *)block)->memory);
+/* A block of `bytes` in the place of what was there; 0 if it could be had. */
+static int pool_resize_scratch(pool_scratch_block *block, size_t bytes) {
+    free(block->memory);
+    __atomic_fetch_sub(&pool_scratch_held, block->bytes, __ATOMIC_RELAXED);
+    block->memory = NULL;
+    block->bytes = 0;
+    if (!bytes) return 0;
+    if (posix_memalign(&block->memory, 64, bytes)) {
+        block->memory = NULL;
+        return -1;
+    }
+    block->bytes = bytes;
+    __atomic_fetch_add(&pool_scratch_held, bytes, __ATOMIC_RELAXED);
+    return 0;
+}
+
+static void pool_end_scratch(void *block) {
+    pool_resize_scratch(block, 0);
     free(block);
 }
 
@@ -210,21 +219,22 @@ static void *pool_scratch(size_t bytes) {
             return NULL;
         }
     }
-    if (block->bytes < bytes) {
-        free(block->memory);
-        block->memory = NULL;
-        block->bytes = 0;
-        if (posix_memalign(&block->memory, 64, bytes)) {
-            block->memory = NULL;
-            return NULL;
-        }
-        block->bytes = bytes;
-    }
+    if (block->bytes < bytes && pool_resize_scratch(block, bytes)) return NULL;
     return block->memory;
 }
 
+/* Not from the body of a job: it frees what the calling thread has. */
+static void pool_release_scratch(void) {
+    pool_scratch_block *block = pthread_getspecific(pool_scratch_key);
+    if (block) pool_resize_scratch(block, 0);
+}
+
+static size_t pool_scratch_bytes(void) {
+    return __atomic_load_n(&pool_scratch_held, __ATOMIC_RELAXED);
+}
+
 static int pool_init(void) {
-    if (pthread_key_create(&pool_scratch_key, pool_free_scratch)) return -1;
+    if (pthread_key_create(&pool_scratch_key, pool_end_scratch)) return -1;
     return pthread_atfork(pool_before_fork, pool_after_fork, pool_after_fork) ? -1 : 0;
 }
 
@@ -238,26 +248,12 @@ static void pool_set_threads(int n, int cores) {
     pthread_mutex_unlock(&pool_busy);
 }
 
-#else
-
-static void pool_run(pool_body body, void *context, ptrdiff_t n_tasks, int threads) {
-    (void)threads;
-    pool_serial(body, context, n_tasks);
-}
-static void *pool_scratch(size_t bytes) {
-    static __thread void *memory = NULL;
-    static __thread size_t size = 0;
-    if (size < bytes) {
-        free(memory);
-        memory = malloc(bytes);
-        size = memory ? bytes : 0;
-    }
-    return memory;
-}
-static int pool_init(void) { return 0; }
-static void pool_set_threads(int n, int cores) { (void)n; (void)cores; }
-
-#endif
-
 static int pool_threads(void) { return __atomic_load_n(&pool_wanted, __ATOMIC_RELAXED); }
+static unsigned pool_jobs(void) { return __atomic_load_n(&pool_generation, __ATOMIC_RELAXED); }
+
+/* The one name that the shared library shows: by it threadpoolctl knows the library. */
+__attribute__((visibility("default"))) int smallpebble_get_num_threads(void) {
+    return pool_threads();
+}
+
 static pool_api pool_table = {pool_run, pool_threads, pool_scratch};

@@ -12,43 +12,58 @@ from ._version import __version__
 from .kernels import _alloc, _choice, _pool, _threads
 
 
-class num_threads:
-    """Use `n` threads in the kernels, inside of a ``with`` block.
-
-    The number belongs to the whole process: blocks of several Python threads must not overlap.
-    """
-
-    def __init__(self, n: int) -> None:
-        self._n = n
-
-    def __enter__(self) -> num_threads:
-        self._previous = get_num_threads()
-        set_num_threads(self._n)
-        return self
-
-    def __exit__(self, *exc) -> None:
-        set_num_threads(self._previous)
-
-
 def get_num_threads() -> int:
     """How many threads the kernels may use, the calling one included."""
     return _pool.get_num_threads() if _pool else 1
 
 
-def set_num_threads(n: int) -> None:
-    """Let the kernels use `n` threads, the calling one included. The results do not depend on it.
+class set_num_threads:
+    """Let the kernels use `n` threads, the calling one included: at once, or for a ``with`` block.
+
+    >>> set_num_threads(3)            # from here on
+    >>> with set_num_threads(3): ...  # inside of the block only
+
+    The results do not depend on it. The number belongs to the whole process: blocks of several
+    Python threads must not overlap.
 
     Raises
     ------
     ValueError, TypeError
         `n` is not an integer from 1 to 256.
     """
-    if isinstance(n, bool) or not isinstance(n, (int, np.integer)):
-        raise TypeError(f"set_num_threads: expected an integer, got {n!r}")
-    if not 1 <= n <= 256:
-        raise ValueError(f"set_num_threads: expected 1 to 256 threads, got {n}")
-    if _pool:
-        _threads.use(_pool, int(n), "set_num_threads")
+
+    def __init__(self, n: int) -> None:
+        if isinstance(n, bool) or not isinstance(n, (int, np.integer)):
+            raise TypeError(f"set_num_threads: expected an integer, got {n!r}")
+        if not 1 <= n <= _threads.MOST:
+            raise ValueError(f"set_num_threads: expected 1 to {_threads.MOST} threads, got {n}")
+        self._previous = get_num_threads(), _threads.source
+        if _pool:
+            _threads.use(_pool, int(n), "set_num_threads")
+
+    def __enter__(self) -> set_num_threads:
+        return self
+
+    def __exit__(self, *exc) -> None:
+        if _pool:
+            _threads.use(_pool, *self._previous)
+
+    def __repr__(self) -> str:
+        return f"<threads: {get_num_threads()}>"
+
+
+class num_threads:
+    """`set_num_threads` for a ``with`` block only: nothing is set before the block begins."""
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+
+    def __enter__(self) -> num_threads:
+        self._block = set_num_threads(self._n)
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self._block.__exit__(*exc)
 
 
 def release_memory() -> None:

@@ -26,6 +26,14 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 SECONDS = int(os.environ.get("SMALLPEBBLE_TEST_SECONDS", "120"))  # more under valgrind or qemu
 
+# "address" or "thread" under a sanitizer (.ci/sanitize). Its locks may be held by nobody in a child
+# of fork, which then hangs: what is tested in a child is then called directly.
+SANITIZER = os.environ.get("SMALLPEBBLE_TEST_SANITIZER", "")
+needs_fork = pytest.mark.skipif(
+    not hasattr(os, "fork") or bool(SANITIZER),
+    reason="children of fork hang under a sanitizer" if SANITIZER else "needs fork",
+)
+
 _stderr = None
 
 
@@ -86,6 +94,16 @@ def _leave_kernels_as_they_were():
         kernels.use_kernels(before)
 
 
+@pytest.fixture
+def set_num_threads():
+    """Sets the number of threads of the pool, which is put back afterwards."""
+    pool = pytest.importorskip("smallpebble.kernels._pool")
+    before = pool.get_num_threads()
+    cores = os.cpu_count() or 1
+    yield lambda count: pool.set_num_threads(count, cores)
+    pool.set_num_threads(before, cores)
+
+
 def rng_for(*what):
     """A generator that depends on what is tested and on nothing else."""
     return np.random.default_rng(zlib.crc32(" ".join(map(str, what)).encode()))
@@ -99,6 +117,10 @@ def in_child(function, seconds=60, memory=None):
     """
     if not hasattr(os, "fork"):
         pytest.skip("needs fork")
+    if SANITIZER:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return function(lambda *what: None)
     place = mmap.mmap(-1, 4096)
 
     def at(*what):

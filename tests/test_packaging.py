@@ -32,6 +32,7 @@ def test_nothing_optional_is_imported():
     assert done.returncode == 0, done.stderr
     loaded = {name.split(".")[0] for name in done.stdout.split()}
     optional = {"matplotlib", "tqdm", "hypothesis", "pytest", "torch", "jax", "tensorflow", "scipy"}
+    optional |= {"joblib", "threadpoolctl"}
     assert not loaded & optional
     own = {name for name in done.stdout.split() if name.startswith("smallpebble.")}
     assert not {n for n in own if n.split(".")[1] in ("cli", "datasets", "gradcheck", "selftest")}
@@ -106,46 +107,3 @@ def test_use_kernels():
     with pytest.raises(ValueError, match="choose one of"):
         sp.use_kernels("sse9")
     assert sp.kernels.active() == before
-
-
-def test_threads_are_counted_from_what_the_system_grants(tmp_path, monkeypatch):
-    from smallpebble.kernels import _threads
-
-    granted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-    def cores(text):
-        (tmp_path / "cpu.max").write_text(text)
-        return _threads.available_cores(str(tmp_path))[0]
-
-    assert cores("max 100000") == granted
-    assert cores("") == granted
-    assert cores("nonsense") == granted
-    assert cores("50000 100000") == 1
-    assert cores("100001 100000") == min(2, granted)
-    (tmp_path / "cpu.max").unlink()
-    (tmp_path / "cpu").mkdir()
-    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("100000")
-    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000")
-    assert _threads.available_cores(str(tmp_path))[0] == 1
-    monkeypatch.setenv("OMP_NUM_THREADS", "3,2")
-    assert _threads.default_threads() == (3, "OMP_NUM_THREADS")
-    monkeypatch.setenv("SMALLPEBBLE_NUM_THREADS", "5")
-    assert _threads.default_threads() == (5, "SMALLPEBBLE_NUM_THREADS")
-    monkeypatch.setenv("SMALLPEBBLE_NUM_THREADS", "many")
-    threads, source = _threads.default_threads()
-    assert threads == 3 and source.startswith("OMP_NUM_THREADS") and "'many'" in source
-
-
-@pytest.mark.parametrize("n", [0, -1, 257, 2**63, 1.5, "2", None, True])
-def test_a_wrong_number_of_threads_is_refused(n):
-    before = sp.show_config("dict")["threads"]
-    with pytest.raises((ValueError, TypeError), match="set_num_threads"):
-        sp.set_num_threads(n)
-    assert sp.show_config("dict")["threads"] == before
-
-
-def test_num_threads_is_for_a_block():
-    before = sp.show_config("dict")["threads"]
-    with sp.num_threads(before + 1):
-        pass
-    assert sp.show_config("dict")["threads"] == before

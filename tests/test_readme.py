@@ -194,10 +194,10 @@ def test_files_exist(name):
 
 @each_document
 def test_make_targets_exist(name):
-    targets = set(re.findall(r"^([a-z]+):", text_of("Makefile"), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", text_of("Makefile"), re.MULTILINE))
     assert {"demo", "test", "lint", "bench", "wheel", "clean"} <= targets
     for token in quoted(name):
-        named = re.match(r"make ([a-z]+)\b", token)
+        named = re.match(r"make ([a-z-]+)\b", token)
         assert named is None or named.group(1) in targets, f"{name}: `{token}`"
 
 

@@ -12,7 +12,7 @@ import importlib
 import os
 import warnings
 
-from . import _threads, reference
+from . import _threadpoolctl, _threads, reference
 from ._choice import use_conv
 from .catalogue import NAMES
 
@@ -125,6 +125,7 @@ except ImportError:
     _pool = None
 else:
     _threads.start(_pool)
+    _threadpoolctl.start(_pool)
 _active = "reference"
 _bind(_choose())
 __all__ = [

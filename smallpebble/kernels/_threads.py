@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+MOST = 256  # POOL_MOST_THREADS of csrc/pool.h
+
 
 def available_cores(root: str = "/sys/fs/cgroup") -> tuple[int, str]:
     """Cores this process may use, and what limits them: its affinity mask or its cgroup's quota."""
@@ -28,7 +30,7 @@ def _quota(root: str) -> int | None:
                 quota = file.read().strip()
             with open(os.path.join(root, "cpu", "cpu.cfs_period_us")) as file:
                 period = file.read().strip()
-        except OSError:
+        except (OSError, ValueError):  # not there, or not text
             return None
     try:
         quota, period = int(quota), int(period)
@@ -43,11 +45,11 @@ def default_threads() -> tuple[int, str]:
     for name in ("SMALLPEBBLE_NUM_THREADS", "OMP_NUM_THREADS"):
         text = os.environ.get(name, "").split(",")[0].strip()
         if text.isdigit() and int(text) >= 1:
-            return min(int(text), 256), name + ignored
+            return min(int(text), MOST), name + ignored
         if text:
             ignored += f" ({name}={text!r} is not a number of threads, and ignored)"
     cores, limit = available_cores()
-    return min(cores, 256), limit + ignored
+    return min(cores, MOST), limit + ignored
 
 
 source = "no compiled kernels"
