@@ -34,7 +34,7 @@ TIERS = {
 }  # fmt: skip
 
 
-PYTHON = ("core", "images", "lazy", "nn", "ops", "optim", "shapes")
+PYTHON = ("core", "lazy", "ops", "optim")
 
 # NumPy's C interface is used for its memory handlers alone, which it has since 1.22.
 NUMPY = [("NPY_NO_DEPRECATED_API", "NPY_1_22_API_VERSION"),

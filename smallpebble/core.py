@@ -261,11 +261,23 @@ class _Node:
 
     @property
     def pairs(self):
-        def bound(rule):
-            return lambda g: rule(g, self.y, *self.values)
-
         edges = zip(self.inputs, self.rules)
-        return tuple((v, bound(rule)) for v, rule in edges if isinstance(v, Variable) and rule)
+        return tuple(
+            [(v, _Bound(rule, self)) for v, rule in edges if isinstance(v, Variable) and rule]
+        )
+
+
+class _Bound:
+    """The rule of a node as a function of g alone."""
+
+    __slots__ = ("node", "rule")
+
+    def __init__(self, rule, node):
+        self.rule = rule
+        self.node = node
+
+    def __call__(self, g):
+        return self.rule(g, self.node.y, *self.node.values)
 
 
 class _Written:
