@@ -385,10 +385,11 @@ _POOLED = (
     (16, 2, (9, 8, 3, 3, 1, 1, "SAME"), 17, 2, 2, 3, 3, "VALID"),
     (16, 2, (11, 9, 5, 3, 2, 1, "SAME"), 65, 2, 3, 2, 3, "SAME"),
     (19, 1, (4, 4, 3, 3, 1, 1, "VALID"), 33, 1, 1, 1, 1, "VALID"),
-    (16, 1, (13, 12, 1, 1, 1, 1, "VALID"), 3, 11, 11, 12, 12, "VALID"),
     # by Winograd's algorithm, unless told otherwise
     (17, 17, (12, 13, 3, 3, 1, 1, "VALID"), 19, 2, 2, 2, 2, "SAME"),
     (16, 16, (9, 9, 3, 3, 1, 1, "SAME"), 80, 3, 2, 3, 2, "SAME"),
+    # the largest window
+    (16, 1, (13, 12, 1, 1, 1, 1, "VALID"), 3, 11, 11, 12, 12, "VALID"),
 )
 _POOLED_BENCH = tuple((*spec, 2, 2, 2, 2, "SAME") for spec in _CONVOLUTIONS_BENCH)
 _POOLED_ALPHA = 0.25  # its products are exact
