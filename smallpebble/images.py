@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from . import kernels
-from .kernels import _choice
 from .core import Later, Variable, not_computed, primitive, short_cut, shown_only
+from .kernels import _choice
 from .ops import Operand, _inexact, _leaky_relu_grad, _whole, leaky_relu, pad
 from .shapes import as_int, pad_amounts, window
 
@@ -217,7 +217,7 @@ def _pooled_grad_kernels(g, images, codes, window, pool, alpha):
 
 
 def _pooled(images, kernel, codes, window, pool, alpha):
-    """conv2d, then what pooling and leaky_relu let through at `codes`: the adjoint of both above."""
+    """conv2d, then what pooling and leaky_relu let through at `codes`: adjoint of both above."""
     outputs = _conv2d(images, kernel, window, _how())
     gathered = _gather(outputs, _indices(codes), pool)
     return gathered * _slope(codes, alpha, gathered.dtype)

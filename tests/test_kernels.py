@@ -1380,7 +1380,10 @@ def test_any_size_and_layout(tier, kernel):
             for path, array in arrays_in(args):
                 byte_orders = tier is not reference and path[0] not in kernel.writes
                 tried = put(tried, path, data.draw(laid_out(array, byte_orders)))
-            got = kernel.run(getattr(tier, kernel.name), tried)
+            # Most of a gradient that comes through a pooling is 0, and so may its sums be.
+            sparse = kernel.name.startswith("conv2d_maxpool2d_grad")
+            with kernels.use_conv("direct" if sparse else "auto"):
+                got = kernel.run(getattr(tier, kernel.name), tried)
             error = compare(kernel, got, args, dtype)
             assert error <= 1
 
