@@ -114,7 +114,7 @@ __all__ = [
     "minimum", "mul", "neg", "no_grad", "np_strided_sliding_view", "num_threads", "onehot",
     "pad", "pad_amounts", "padding2d", "patches", "patches_index", "power", "primitive",
     "release_memory", "relu", "reshape", "self_test", "set_num_threads", "setat", "sgd_step",
-    "show_config", "sigmoid", "softmax", "softmax_cross_entropy", "sqrt", "square", "squeeze", "stack",
-    "stop_gradient", "strided_sliding_view", "sub", "sum", "sum_to", "tanh", "transpose",
+    "show_config", "sigmoid", "softmax", "softmax_cross_entropy", "sqrt", "square", "squeeze",
+    "stack", "stop_gradient", "strided_sliding_view", "sub", "sum", "sum_to", "tanh", "transpose",
     "use_conv", "use_kernels", "where",
 ]  # fmt: skip
