@@ -539,6 +539,81 @@ def test_softmax_over_the_whole_range(tier, dtype):
         assert compare(KERNELS["log_softmax"], tier.log_softmax(a), (a,), dtype) <= 1
 
 
+def odd_rows(count, width, dtype):
+    """Rows of numbers, some with NaN or infinity first, last, alone, or everywhere."""
+    rng = rng_for("rows", count, width)
+    a = (rng.standard_normal((count, width)) * rng.choice([1, 30], (count, 1))).astype(dtype)
+    special = [np.nan, np.inf, -np.inf, 0.0, np.finfo(dtype).max, np.finfo(dtype).min]
+    for row, value in zip(range(0, count, 3), special * 3):
+        place = (slice(None), 0, -1, width // 2)[int(rng.integers(4))]
+        a[row, place] = value
+    return a
+
+
+def row_kernels(tier, count, width):
+    """(name, function of rows that a slice picks from) of softmax and its losses."""
+    rng = rng_for("labels", count, width)
+    labels, g = rng.integers(0, width, count), rng.standard_normal(count)
+    yield "softmax", lambda a, pick: tier.softmax(a[pick])
+    yield "log_softmax", lambda a, pick: tier.log_softmax(a[pick])
+    yield (
+        "softmax_cross_entropy",
+        lambda a, pick: tier.softmax_cross_entropy(a[pick], labels[pick]),
+    )
+    yield (
+        "softmax_cross_entropy_grad_logits",
+        lambda a, pick: tier.softmax_cross_entropy_grad_logits(
+            g[pick].astype(a.dtype), a[pick], labels[pick]
+        ),
+    )
+
+
+@both_dtypes
+def test_a_row_does_not_depend_on_its_batch(compiled, dtype):
+    """The same bits alone, in any place of any batch, and for any number of threads."""
+    for width in (*range(1, 41), 63, 64, 65, 100):
+        count = 37
+        a = odd_rows(count, width, dtype)
+        for name, function in row_kernels(compiled, count, width):
+            want = function(a, slice(None))
+            for size in (1, 2, 3, 7, 15, 16, 17, 31):
+                for first in range(0, count, 5):
+                    pick = slice(first, first + size)
+                    assert same_bits(function(a, pick), want[pick]), (name, width, pick)
+            for pick in (slice(None, None, -1), np.arange(37) * 5 % 37):
+                assert same_bits(function(a, pick), want[pick]), (name, width)
+
+
+@both_dtypes
+def test_a_row_does_not_depend_on_threads(compiled, dtype, set_num_threads):
+    for width in (1, 2, 7, 10, 31, 32, 33, 40):
+        count = 41 * (-(-70_000 // (41 * width)))
+        a = np.tile(odd_rows(41, width, dtype), (count // 41, 1))
+        for name, function in row_kernels(compiled, count, width):
+            found = []
+            for threads in (1, 2, 3, 5):
+                set_num_threads(threads)
+                found.append(function(a, slice(None)))
+            assert all(same_bits(one, found[0]) for one in found), (name, width)
+            set_num_threads(3)
+            for first in (0, 1, 13, count - 50):
+                pick = slice(first, first + 50)
+                assert same_bits(function(a, pick), found[0][pick]), (name, width)
+
+
+@both_dtypes
+def test_rows_with_nan_and_infinity(tier, dtype):
+    """Not a number where the definition says so, and right beside it."""
+    for width in (*range(1, 41), 64, 65):
+        count = 37
+        a = odd_rows(count, width, dtype)
+        exact = dict(row_kernels(reference, count, width))
+        for name, function in row_kernels(tier, count, width):
+            got = function(a, slice(None))
+            want = exact[name](a.astype(np.longdouble), slice(None)).astype(dtype)
+            np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4, err_msg=f"{name} {width}")
+
+
 # ------------------------------------------------------------------------------ wrong arguments
 
 NO_ARRAYS = (None, 1, 1.5, "text", b"bytes", [1.0, 2.0], (), object(), range(3), np.float32(1))
