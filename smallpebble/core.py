@@ -277,7 +277,10 @@ class _Bound:
         self.node = node
 
     def __call__(self, g):
-        return self.rule(g, self.node.y, *self.node.values)
+        node, values = self.node, self.node.values
+        if node.operation.waits:
+            values = [_value(one) for one in values]
+        return self.rule(g, node.y, *values)
 
 
 class _Written:
@@ -787,7 +790,10 @@ def _as_variables(consumer: Variable, node):
     """The inputs and output of a node as Variables, linked to the graph also if rebound since."""
 
     def linked(v, value):
-        if not isinstance(v, Variable) or type(value) is Later or v._array is value:
+        if not isinstance(v, Variable) or v._later is value:
+            return v
+        value = _value(value)
+        if v._array is value:
             return v
         link = Variable(value)
         link._node = _Node(_copy, (v,), [value], [lambda g, y, a: g], value)

@@ -133,7 +133,8 @@ def _pooled_past(images, pool):
     activation, convolution = not_computed(images, leaky_relu), not_computed(images, _conv2d)
     if activation:
         alpha = (*activation.arguments, 0.02)[1]
-        if not 1e-6 <= alpha <= 1e6:  # beyond, products may round to equal numbers
+        # Beyond, products may round to equal numbers; and an array may have been written to.
+        if not 1e-6 <= alpha <= 1e6 or isinstance(alpha, np.ndarray):
             return None
         passed = (activation.arguments[0], images)
         convolution = not_computed(passed[0], _conv2d)

@@ -321,3 +321,30 @@ def test_no_reference_is_lost_or_kept(compiled, kernel):
         kernel.run(function, args)
         attempt_directly(function, wrong)
     assert [sys.getrefcount(a) for a in arrays] == before
+
+
+@both_dtypes
+def test_adam_step_changes_nothing_where_memory_ends(compiled, dtype):
+    """Whichever of its requests fails, and also where state is copied to be packed."""
+    kernel = KERNELS["adam_step"]
+    make = max((make for _, make in kernel.cases), key=lambda make: len(make(rng_for(0), dtype)[0]))
+    for strided in (False, True):
+        for last in range(10):
+            args = make(rng_for(0), dtype)
+            if strided:
+                for path, array in arrays_in(args):
+                    args = put(args, path, np.repeat(array, 2).reshape(*array.shape, 2)[..., 0])
+            before, asked = [array.tobytes() for _, array in arrays_in(args)], []
+
+            def fail(shape, dtype=float, asked=asked, last=last):
+                asked.append(shape)
+                if len(asked) > last:
+                    raise MemoryError("planted")
+                return np.empty(shape, dtype)
+
+            if last >= len(args[0]):
+                break
+            with results_from(fail), pytest.raises(MemoryError, match="planted"):
+                compiled.adam_step(*args)
+            assert [array.tobytes() for _, array in arrays_in(args)] == before
+        assert last > 0

@@ -430,6 +430,51 @@ def test_assigning_to_what_waits():
         assert np.all(pool(c).array == 1)
 
 
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_what_was_recorded_counts_and_not_what_was_assigned(differentiable):
+    """Where the activation's input is assigned while it waits, and when it was passed."""
+    x, k, _ = network()
+    for pooled in (False, True):
+        found = []
+        for long_way in (False, True):
+            c, h, y = chain(x, k, 0.1, long_way)
+            if not pooled:
+                h = y = sp.leaky_relu(c, 0.1)
+            c.array, h.array = np.zeros(3), np.zeros(4)
+            g = sp.get_gradients(sp.sum(sp.square(y)) if pooled else y, [x, k, c], differentiable)
+            found.append([np.asarray(one) for one in g.values()])
+        for got, want in zip(*found):
+            assert agree(got, want)
+
+
+def test_local_gradients_of_what_waits():
+    """Functions of g alone, also while inputs wait."""
+    x, k, _ = network()
+    for alpha in (None, 0.1):
+        found = []
+        for long_way in (False, True):
+            for v in chain(x, k, alpha, long_way):
+                g = rng_for("g").normal(size=v.shape)
+                found.append([function(g) for _, function in v.local_gradients[:2]])
+        for got, want in zip(found[:2], found[3:]):
+            assert all(agree(a, b) for a, b in zip(got, want, strict=True))
+        assert all(np.isfinite(part).all() for part in found[2])
+
+
+def test_a_slope_that_is_written_to():
+    x, k, _ = network()
+    want = chain(x, k, 0.5, True)
+    for go in (pool, lambda h: h):
+        alpha = np.array(0.5)
+        h = sp.leaky_relu(convolved(x, k), alpha)
+        alpha[...] = 7
+        got = go(h)
+        assert same(got.array, want[2 if go is pool else 1].array)
+        total = sp.sum(got)
+        wanted = sp.get_gradients(sp.sum(want[2 if go is pool else 1]))
+        assert agree(sp.get_gradients(total)[k], wanted[k])
+
+
 @pytest.mark.parametrize("alpha", [None, 0.1])
 def test_the_kernels_of_the_call_are_those_of_the_value(alpha):
     """Blocks of use_conv and use_kernels that end before the value is needed."""
