@@ -12,7 +12,7 @@ from . import kernels
 from .core import Variable
 from .images import conv2d
 from .lazy import Lazy, learnable
-from .ops import add, astype, matmul
+from .ops import _matmul_add, add, astype, matmul
 from .shapes import as_int, window
 
 Random = Any  # a numpy.random.Generator, a seed for one, or None
@@ -86,7 +86,10 @@ def linearlayer(
 
 
 def _linear(a, weights, bias=None):
-    y = matmul(_into(a, weights.dtype), weights)
+    a = _into(a, weights.dtype)
+    if bias is not None and a.shape[1:] == weights.shape[:1] and bias.dtype == weights.dtype:
+        return _matmul_add(a, weights, bias)
+    y = matmul(a, weights)
     return y if bias is None else add(y, bias)
 
 

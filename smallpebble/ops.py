@@ -541,8 +541,24 @@ def maxax(a: Operand, axis: int) -> Variable:
 def _matmul(a, b):
     return (
         kernels.matmul(a, b),
-        lambda g, y, a, b: sum_to(_matmul(g, matrix_transpose(b)), a.shape),
-        lambda g, y, a, b: sum_to(_matmul(matrix_transpose(a), g), b.shape),
+        lambda g, y, a, b: sum_to(_matmul(g, _swapped(b)), a.shape),
+        lambda g, y, a, b: sum_to(_matmul(_swapped(a), g), b.shape),
+    )
+
+
+def _swapped(a):
+    return a.swapaxes(-2, -1) if isinstance(a, np.ndarray) else matrix_transpose(a)
+
+
+@primitive(operands=3)
+def _matmul_add(a, b, c):
+    """a @ b + c in one, for c of one dimension: the sum takes no array of its own."""
+    y = kernels.matmul(a, b)
+    return (
+        np.add(y, c, out=y),
+        lambda g, y, a, b, c: sum_to(_matmul(g, _swapped(b)), a.shape),
+        lambda g, y, a, b, c: sum_to(_matmul(_swapped(a), g), b.shape),
+        lambda g, y, a, b, c: sum_to(g, c.shape),
     )
 
 
