@@ -8,6 +8,7 @@ are given, the rules are the other two.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 
 import numpy as np
@@ -31,6 +32,9 @@ def _conv2d(images, kernel, window, how):
     )
 
 
+_one_at_a_time = threading.Lock()  # or blocks of use_conv in several threads would overlap
+
+
 def _how():
     """By which kernels and which algorithm a convolution is computed now."""
     return kernels.active(), _choice.current()
@@ -39,8 +43,8 @@ def _how():
 def _convolved(images, kernel, window, how):
     if how == _how():
         return kernels.conv2d(images, kernel, window)
-    with kernels.use_kernels(how[0]), kernels.use_conv(how[1]):
-        return kernels.conv2d(images, kernel, window)
+    with _one_at_a_time, kernels.use_conv(how[1]):
+        return kernels.load(how[0]).conv2d(images, kernel, window)
 
 
 @primitive

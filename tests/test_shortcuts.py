@@ -738,6 +738,44 @@ def test_many_threads_need_the_same_value(alpha):
     assert not wrong
 
 
+def test_two_threads_need_values_of_other_kernels(monkeypatch):
+    """What is in use stays in use: the second begins before the first ends, and ends after it."""
+    x, k, _ = network(2, (5, 5), 2, 3)
+    oracle = sp.kernels.reference.conv2d
+    inside, done, order = threading.Event(), threading.Event(), iter("first second".split())
+
+    def conv2d(images, kernels, window):
+        if next(order) == "first":
+            inside.wait(0.3)
+        else:
+            inside.set()
+            done.wait(0.3)
+        return oracle(images, kernels, window)
+
+    def read(c):
+        c.array  # noqa: B018
+        done.set()
+
+    def in_use():
+        return sp.kernels.active(), sp.show_config("dict")["convolution"], sp.kernels.conv2d
+
+    with sp.use_conv("auto"):
+        before = in_use()
+        with sp.use_kernels("reference"), sp.use_conv("direct"):
+            first = convolved(x, k)
+        with sp.use_kernels("reference"), sp.use_conv("winograd"):
+            second = convolved(x, k)
+        want = oracle(x.array, k.array, sp.Window((5, 5), (3, 3), (1, 1), "SAME"))
+        monkeypatch.setattr(sp.kernels.reference, "conv2d", conv2d)
+        threads = [threading.Thread(target=read, args=(c,)) for c in (first, second)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert in_use() == before
+        assert same(first.array, want) and same(second.array, want)
+
+
 @pytest.mark.parametrize("alpha", [None, 0.1])
 @pytest.mark.parametrize("after", range(4))
 def test_a_value_that_is_computed_while_it_is_passed(alpha, after, monkeypatch):
