@@ -10,7 +10,7 @@ from test_kernels import REFUSALS, attempt_directly, layouts, pooled, put
 import smallpebble as sp
 from smallpebble import Window
 from smallpebble.kernels import catalogue, reference
-from smallpebble.kernels.catalogue import KERNELS, same_bits
+from smallpebble.kernels.catalogue import KERNELS, compare, same_bits
 
 # n, c, (h, w, kh, kw, sy, sx, padding), m, and kh, kw, sy, sx, padding of the pool
 SPECS = [
@@ -69,7 +69,11 @@ def check(tier, images, weights, g, window, pool, alpha):
     got = tier.conv2d_maxpool2d_grad_images(g, codes, weights, window, pool, alpha)
     assert same_bits(got, tier.conv2d_grad_images(outputs, weights, window))
     got = tier.conv2d_maxpool2d_grad_kernels(g, codes, images, window, pool, alpha)
-    assert same_bits(got, tier.conv2d_grad_kernels(outputs, images, window))
+    if window[2:6] != (1, 1, 1, 1):
+        assert same_bits(got, tier.conv2d_grad_kernels(outputs, images, window))
+    else:  # a matrix product alone, whose sums go in another order
+        args = (outputs, images, window)
+        assert compare(KERNELS["conv2d_grad_kernels"], [got], args, g.dtype) <= 1
 
 
 @both_algorithms
