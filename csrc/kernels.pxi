@@ -441,7 +441,7 @@ def conv2d_maxpool2d_grad_images(g, codes, kernels, window, pool, alpha=1.0):
     cdef int real = common(real_of(g), real_of(kernels))
     cdef geometry s
     cdef pooling p
-    if real == OTHER or codes.dtype is not UINT8:
+    if real == OTHER or codes.dtype != UINT8:
         return reference.conv2d_maxpool2d_grad_images(g, codes, kernels, window, pool, alpha)
     read_pooling(window, pool, alpha, &s, &p, name)
     cdef Operand x = read(g, real), i = read_as(codes, UINT8), k = read(kernels, real), y
@@ -467,7 +467,7 @@ def conv2d_maxpool2d_grad_kernels(g, codes, images, window, pool, alpha=1.0):
     cdef int real = common(real_of(g), real_of(images))
     cdef geometry s
     cdef pooling p
-    if real == OTHER or codes.dtype is not UINT8:
+    if real == OTHER or codes.dtype != UINT8:
         return reference.conv2d_maxpool2d_grad_kernels(g, codes, images, window, pool, alpha)
     read_pooling(window, pool, alpha, &s, &p, name)
     cdef Operand x = read(g, real), i = read_as(codes, UINT8), k = read(images, real), y

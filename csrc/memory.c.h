@@ -77,20 +77,30 @@ static void *memory_malloc(void *context, size_t size) {
     if (class < 0) return NULL;
     memory_lock();
     memory_block *block = memory_kept[class];
+    const size_t before = memory_most_bytes;
     memory_used_bytes += bytes;
-    if (memory_used_bytes > memory_most_bytes) memory_most_bytes = memory_used_bytes;
+    if (memory_used_bytes > before) memory_most_bytes = memory_used_bytes;
     if (block) {
         memory_kept[class] = block->next;
         memory_kept_bytes -= bytes;
         memory_unlock();
         return block + 1;
     }
-    memory_trim(memory_most_bytes - memory_used_bytes);
+    const size_t most = memory_most_bytes, alignment = bytes >= MEMORY_HUGE ? MEMORY_HUGE : 64;
+    memory_trim(most - memory_used_bytes);
     memory_unlock();
-    block = memory_new(bytes >= MEMORY_HUGE ? MEMORY_HUGE : 64, bytes);
-    if (!block) {
+    block = memory_new(alignment, bytes);
+    if (!block) { /* perhaps because of what is kept */
+        memory_lock();
+        memory_trim(0);
+        memory_unlock();
+        block = memory_new(alignment, bytes);
+    }
+    if (!block) { /* it was never in use */
         memory_lock();
         memory_used_bytes -= bytes;
+        if (memory_most_bytes == most)
+            memory_most_bytes = before > memory_used_bytes ? before : memory_used_bytes;
         memory_unlock();
         return NULL;
     }

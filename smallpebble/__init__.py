@@ -5,7 +5,13 @@ Start with `core.py`, which holds the whole idea.
 
 from . import kernels
 from ._version import __version__
-from .config import get_num_threads, num_threads, set_num_threads, show_config
+from .config import (
+    get_num_threads,
+    num_threads,
+    release_memory,
+    set_num_threads,
+    show_config,
+)
 from .core import Variable, get_gradients, no_grad, primitive, stop_gradient
 from .images import (
     avgpool2d,
@@ -106,9 +112,9 @@ __all__ = [
     "he_init", "kernels", "leaky_relu", "learnable", "linearlayer", "log", "log_softmax",
     "logsumexp", "matmul", "matrix_transpose", "maxax", "maximum", "maxpool2d", "mean",
     "minimum", "mul", "neg", "no_grad", "np_strided_sliding_view", "num_threads", "onehot",
-    "pad", "pad_amounts", "padding2d", "patches", "patches_index", "power", "primitive", "relu",
-    "reshape", "self_test", "set_num_threads", "setat", "sgd_step", "show_config", "sigmoid",
-    "softmax", "softmax_cross_entropy", "sqrt", "square", "squeeze", "stack", "stop_gradient",
-    "strided_sliding_view", "sub", "sum", "sum_to", "tanh", "transpose", "use_conv", "use_kernels",
-    "where",
+    "pad", "pad_amounts", "padding2d", "patches", "patches_index", "power", "primitive",
+    "release_memory", "relu", "reshape", "self_test", "set_num_threads", "setat", "sgd_step",
+    "show_config", "sigmoid", "softmax", "softmax_cross_entropy", "sqrt", "square", "squeeze",
+    "stack", "stop_gradient", "strided_sliding_view", "sub", "sum", "sum_to", "tanh", "transpose",
+    "use_conv", "use_kernels", "where",
 ]  # fmt: skip

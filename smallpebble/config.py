@@ -67,17 +67,24 @@ class num_threads:
 
 
 def release_memory() -> None:
-    """Give the memory that is kept for results to come back to the system.
+    """Give the memory that is kept for results to come back to the system, and scratch memory too.
 
     Kernels keep the memory of large results that are gone, for the next ones: at most so much that,
-    with what is in use, it is no more than what was in use at once before.
+    with what is in use, it is no more than what was in use at once before. Scratch memory is that
+    of the calling thread.
     """
     _alloc.release()
+    if _pool:
+        _pool.release_scratch()
+
+
+def _mib(nbytes: int) -> str:
+    return f"{nbytes / 2**20:.1f} MiB"
 
 
 def _memory() -> dict:
     names = ("in use", "kept", "most in use at once")
-    return {name: f"{n / 2**20:.1f} MiB" for name, n in zip(names, _alloc.held())}
+    return {name: _mib(nbytes) for name, nbytes in zip(names, _alloc.held())}
 
 
 def show_config(mode: str = "stdout") -> dict | None:
@@ -96,6 +103,7 @@ def show_config(mode: str = "stdout") -> dict | None:
         "threads": get_num_threads(),
         "threads from": _threads.source,
         "memory of results": _memory(),
+        "scratch memory": _mib(_pool.scratch_bytes() if _pool else 0),
     }
     if mode == "dict":
         return config

@@ -240,7 +240,7 @@ class Variable:
                 "a Variable that was computed is not pickled or copied, since its graph cannot be: "
                 "use stop_gradient(variable) or variable.array"
             )
-        return Variable, (self._array,), self.__dict__ or None
+        return Variable, (self.array,), self.__dict__ or None
 
 
 class _Node:
@@ -277,7 +277,10 @@ class _Bound:
         self.node = node
 
     def __call__(self, g):
-        return self.rule(g, self.node.y, *self.node.values)
+        node, values = self.node, self.node.values
+        if node.operation.waits:
+            values = [_value(one) for one in values]
+        return self.rule(g, node.y, *values)
 
 
 class _Written:
@@ -787,7 +790,10 @@ def _as_variables(consumer: Variable, node):
     """The inputs and output of a node as Variables, linked to the graph also if rebound since."""
 
     def linked(v, value):
-        if not isinstance(v, Variable) or type(value) is Later or v._array is value:
+        if not isinstance(v, Variable) or v._later is value:
+            return v
+        value = _value(value)
+        if v._array is value:
             return v
         link = Variable(value)
         link._node = _Node(_copy, (v,), [value], [lambda g, y, a: g], value)
@@ -882,12 +888,13 @@ class Later:
         self.shape = shape
         self.dtype = dtype
         self.worth = worth
-        self._array = None
+        self._array = self.values = None
 
     def value(self, values: list | None = None) -> np.ndarray:
         """The array: computed once, from the values of the arguments or from those held."""
+        held = self.values  # before the question, since another thread may just be done
         if self._array is None:
-            values = self.values if values is None else values
+            values = held if values is None else values
             self._array = self.compute(*[_value(one) for one in values])
             self.values = None
         return self._array
@@ -939,19 +946,22 @@ def not_computed(v, operation) -> Later | None:
     return later
 
 
-def short_cut(operation, later: Later, passed: tuple, *parameters) -> Variable:
+def short_cut(operation, later: Later, passed: tuple, *parameters) -> Variable | None:
     """`operation` on what `later` was given, past the Variables in `passed`.
 
     The rules of `operation` are one for each input of `later`, and then one for each in `passed`.
     These must be `shown_only`: the gradient is shown to who asks for it, but goes on by the short
-    cut.
+    cut. None if another thread has needed the value of `later` meanwhile.
     """
-    values = [_value(one) for one in later.values[: later.n]]
+    held = later.values
+    if held is None:
+        return None
+    values = [_value(one) for one in held[: later.n]]
     y, *rules = operation.function(*values, *[None] * len(passed), *parameters)
     result = Variable(y)
     result._private = True
     if _is_recording():
         inputs = (*later.arguments[: later.n], *passed)
-        values += [v._later for v in passed]
+        values += [v._later or v._array for v in passed]
         result._node = _Node(operation, inputs, values, rules, y, held=True)
     return result

@@ -8,13 +8,14 @@ are given, the rules are the other two.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 
 import numpy as np
 
 from . import kernels
-from .kernels import _choice
 from .core import Later, Variable, not_computed, primitive, short_cut, shown_only
+from .kernels import _choice
 from .ops import Operand, _inexact, _leaky_relu_grad, _whole, leaky_relu, pad
 from .shapes import as_int, pad_amounts, window
 
@@ -31,6 +32,9 @@ def _conv2d(images, kernel, window, how):
     )
 
 
+_one_at_a_time = threading.Lock()  # or blocks of use_conv in several threads would overlap
+
+
 def _how():
     """By which kernels and which algorithm a convolution is computed now."""
     return kernels.active(), _choice.current()
@@ -39,8 +43,8 @@ def _how():
 def _convolved(images, kernel, window, how):
     if how == _how():
         return kernels.conv2d(images, kernel, window)
-    with kernels.use_kernels(how[0]), kernels.use_conv(how[1]):
-        return kernels.conv2d(images, kernel, window)
+    with _one_at_a_time, kernels.use_conv(how[1]):
+        return kernels.load(how[0]).conv2d(images, kernel, window)
 
 
 @primitive
@@ -133,7 +137,8 @@ def _pooled_past(images, pool):
     activation, convolution = not_computed(images, leaky_relu), not_computed(images, _conv2d)
     if activation:
         alpha = (*activation.arguments, 0.02)[1]
-        if not 1e-6 <= alpha <= 1e6:  # beyond, products may round to equal numbers
+        # Beyond, products may round to equal numbers; and an array may have been written to.
+        if not 1e-6 <= alpha <= 1e6 or isinstance(alpha, np.ndarray):
             return None
         passed = (activation.arguments[0], images)
         convolution = not_computed(passed[0], _conv2d)
@@ -217,7 +222,7 @@ def _pooled_grad_kernels(g, images, codes, window, pool, alpha):
 
 
 def _pooled(images, kernel, codes, window, pool, alpha):
-    """conv2d, then what pooling and leaky_relu let through at `codes`: the adjoint of both above."""
+    """conv2d, then what pooling and leaky_relu let through at `codes`: adjoint of both above."""
     outputs = _conv2d(images, kernel, window, _how())
     gathered = _gather(outputs, _indices(codes), pool)
     return gathered * _slope(codes, alpha, gathered.dtype)

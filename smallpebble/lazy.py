@@ -86,7 +86,7 @@ class Lazy:
 
 
 def _filled(argument, values, missing):
-    """An argument with the nodes in it replaced by their values; those not run yet are `missing`."""
+    """An argument, its nodes replaced by their values; those not run yet are `missing`."""
     if isinstance(argument, (Variable, np.ndarray)):
         return argument
     if isinstance(argument, (list, tuple)):

@@ -28,9 +28,14 @@ def _no_floating_point_warnings():
         yield
 
 
+def windows_in(args):
+    """The positions of the arguments that are windows."""
+    return [i for i, value in enumerate(args) if isinstance(value, Window)]
+
+
 def with_window(names=NAMES):
-    """Kernels whose last argument is a window."""
-    chosen = [n for n in names if isinstance(_args(KERNELS[n], np.float32)[-1], Window)]
+    """Kernels that take a window, or two."""
+    chosen = [n for n in names if windows_in(_args(KERNELS[n], np.float32))]
     return pytest.mark.parametrize("kernel", [KERNELS[n] for n in chosen], ids=chosen)
 
 
@@ -534,6 +539,81 @@ def test_softmax_over_the_whole_range(tier, dtype):
         assert compare(KERNELS["log_softmax"], tier.log_softmax(a), (a,), dtype) <= 1
 
 
+def odd_rows(count, width, dtype):
+    """Rows of numbers, some with NaN or infinity first, last, alone, or everywhere."""
+    rng = rng_for("rows", count, width)
+    a = (rng.standard_normal((count, width)) * rng.choice([1, 30], (count, 1))).astype(dtype)
+    special = [np.nan, np.inf, -np.inf, 0.0, np.finfo(dtype).max, np.finfo(dtype).min]
+    for row, value in zip(range(0, count, 3), special * 3):
+        place = (slice(None), 0, -1, width // 2)[int(rng.integers(4))]
+        a[row, place] = value
+    return a
+
+
+def row_kernels(tier, count, width):
+    """(name, function of rows that a slice picks from) of softmax and its losses."""
+    rng = rng_for("labels", count, width)
+    labels, g = rng.integers(0, width, count), rng.standard_normal(count)
+    yield "softmax", lambda a, pick: tier.softmax(a[pick])
+    yield "log_softmax", lambda a, pick: tier.log_softmax(a[pick])
+    yield (
+        "softmax_cross_entropy",
+        lambda a, pick: tier.softmax_cross_entropy(a[pick], labels[pick]),
+    )
+    yield (
+        "softmax_cross_entropy_grad_logits",
+        lambda a, pick: tier.softmax_cross_entropy_grad_logits(
+            g[pick].astype(a.dtype), a[pick], labels[pick]
+        ),
+    )
+
+
+@both_dtypes
+def test_a_row_does_not_depend_on_its_batch(compiled, dtype):
+    """The same bits alone, in any place of any batch, and for any number of threads."""
+    for width in (*range(1, 41), 63, 64, 65, 100):
+        count = 37
+        a = odd_rows(count, width, dtype)
+        for name, function in row_kernels(compiled, count, width):
+            want = function(a, slice(None))
+            for size in (1, 2, 3, 7, 15, 16, 17, 31):
+                for first in range(0, count, 5):
+                    pick = slice(first, first + size)
+                    assert same_bits(function(a, pick), want[pick]), (name, width, pick)
+            for pick in (slice(None, None, -1), np.arange(37) * 5 % 37):
+                assert same_bits(function(a, pick), want[pick]), (name, width)
+
+
+@both_dtypes
+def test_a_row_does_not_depend_on_threads(compiled, dtype, set_num_threads):
+    for width in (1, 2, 7, 10, 31, 32, 33, 40):
+        count = 41 * (-(-70_000 // (41 * width)))
+        a = np.tile(odd_rows(41, width, dtype), (count // 41, 1))
+        for name, function in row_kernels(compiled, count, width):
+            found = []
+            for threads in (1, 2, 3, 5):
+                set_num_threads(threads)
+                found.append(function(a, slice(None)))
+            assert all(same_bits(one, found[0]) for one in found), (name, width)
+            set_num_threads(3)
+            for first in (0, 1, 13, count - 50):
+                pick = slice(first, first + 50)
+                assert same_bits(function(a, pick), found[0][pick]), (name, width)
+
+
+@both_dtypes
+def test_rows_with_nan_and_infinity(tier, dtype):
+    """Not a number where the definition says so, and right beside it."""
+    for width in (*range(1, 41), 64, 65):
+        count = 37
+        a = odd_rows(count, width, dtype)
+        exact = dict(row_kernels(reference, count, width))
+        for name, function in row_kernels(tier, count, width):
+            got = function(a, slice(None))
+            want = exact[name](a.astype(np.longdouble), slice(None)).astype(dtype)
+            np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4, err_msg=f"{name} {width}")
+
+
 # ------------------------------------------------------------------------------ wrong arguments
 
 NO_ARRAYS = (None, 1, 1.5, "text", b"bytes", [1.0, 2.0], (), object(), range(3), np.float32(1))
@@ -678,20 +758,25 @@ def test_forged_windows(tier, kernel):
     def sweep(at):
         wrong = []
         for case in (0, 1):
-            *arrays, window = _args(kernel, np.float32, case)
-            for slot, name in enumerate(window._fields):
-                for value in FORGED:
-                    forged = list(window)
-                    forged[slot] = value
-                    _try_forged(tier, kernel, function, arrays, forged, (name, value), at, wrong)
+            args = _args(kernel, np.float32, case)
+            windows = windows_in(args)
+            for positions in [[i] for i in windows] + [windows] * (len(windows) > 1):
+                for slot, name in enumerate(Window._fields):
+                    for value in FORGED:
+                        tried = args
+                        for i in positions:
+                            forged = list(args[i])
+                            forged[slot] = value
+                            tried = put(tried, (i,), Window._make(forged))
+                        what = (positions, name, value)
+                        _try_forged(tier, kernel, function, tried, what, at, wrong)
         assert not wrong, "\n".join(wrong)
 
     in_child(sweep, memory=2**31, seconds=100)
 
 
-def _try_forged(tier, kernel, function, arrays, forged, what, at, wrong):
+def _try_forged(tier, kernel, function, tried, what, at, wrong):
     at(kernel.name, *what)
-    tried = (*arrays, Window._make(forged))
     got = attempt(kernel, function, tried)
     if tier is reference:
         return
@@ -708,25 +793,59 @@ def random_window(rng):
     return [h, w, kh, kw, sy, sx, top, left, oh, ow]
 
 
-def arrays_for(kernel, forged, rng):
-    """Arrays that have the shapes that a window claims, consistent or not."""
+def random_pooling(rng):
+    """Two windows, the second over the outputs of the first; often there is nothing wrong."""
+    first, second = random_window(rng), random_window(rng)
+    if rng.random() < 0.6:
+        size, kernel, strides = (tuple(map(int, rng.integers(1, 5, 2))) for _ in range(3))
+        first = list(Window(size, kernel, strides, "SAME"))
+    if rng.random() < 0.3:  # for Winograd's algorithm
+        first = list(Window(tuple(map(int, rng.integers(3, 9, 2))), (3, 3), (1, 1), "VALID"))
+    if rng.random() < 0.9:
+        second[:2] = first[-2:]
+    if rng.random() < 0.9:
+        second[4:6] = np.maximum(second[2:4], second[4:6]).tolist()
+    if rng.random() < 0.5 and min(second[:6]) > 0:
+        sizes = [tuple(second[i : i + 2]) for i in (0, 2, 4)]
+        second = list(Window(*sizes, "SAME"))
+    return first, second
+
+
+def forged_arguments(kernel, rng):
+    """Arrays that have the shapes that windows claim, consistent or not, and these windows."""
+    second, end = None, ()
+    if "conv2d_maxpool2d" in kernel.name:
+        forged, second = random_pooling(rng)
+        ph, pw = (max(0, size) for size in second[-2:])
+        end = (Window._make(second), 0.25)
+    else:
+        forged = random_window(rng)
     h, w, kh, kw, _, _, _, _, oh, ow = (max(0, size) for size in forged)
     n, c, m = (int(size) for size in rng.integers(1, 6, 3))
+    if second:
+        n, c, m = (17, 5 * c, 9 * m) if rng.random() < 0.8 else (n, c, m)
+        most = max(1, second[2] * second[3]) if rng.random() < 0.9 else 256
+        codes = rng.integers(0, most, (n, ph, pw, m)).astype(np.uint8)
+        codes += 128 * rng.integers(0, 2, codes.shape).astype(np.uint8)
     images, outputs = (n, h, w, c), (n, oh, ow, c)
 
     def real(*shape):
         return rng.standard_normal(shape).astype(np.float32)
 
     indices = rng.integers(0, max(1, kh * kw), outputs).astype(np.uint8)
-    return {
+    arrays = {
         "conv2d": lambda: [real(*images), real(kh, kw, c, m)],
         "conv2d_grad_images": lambda: [real(n, oh, ow, m), real(kh, kw, c, m)],
         "conv2d_grad_kernels": lambda: [real(n, oh, ow, m), real(*images)],
+        "conv2d_maxpool2d": lambda: [real(*images), real(kh, kw, c, m)],
+        "conv2d_maxpool2d_grad_images": lambda: [real(*codes.shape), codes, real(kh, kw, c, m)],
+        "conv2d_maxpool2d_grad_kernels": lambda: [real(*codes.shape), codes, real(*images)],
         "patches_sum": lambda: [real(n, oh, ow, kh, kw, c)],
         "maxpool2d_gather": lambda: [real(*images), indices],
         "maxpool2d_scatter": lambda: [real(*outputs), indices],
         "avgpool2d_grad_images": lambda: [real(*outputs)],
     }.get(kernel.name, lambda: [real(*images)])()
+    return (*arrays, Window._make(forged), *end)
 
 
 @with_window()
@@ -737,9 +856,10 @@ def test_forged_windows_with_arrays_to_match(tier, kernel):
         rng = rng_for("forged", kernel.name)
         wrong = []
         for _ in range(400):
-            forged = random_window(rng)
-            arrays = arrays_for(kernel, forged, rng)
-            _try_forged(tier, kernel, function, arrays, forged, (forged,), at, wrong)
+            args = forged_arguments(kernel, rng)
+            what = [args[i] for i in windows_in(args)]
+            with kernels.use_conv(str(rng.choice(["direct", "winograd"]))):
+                _try_forged(tier, kernel, function, args, what, at, wrong)
         assert not wrong, "\n".join(wrong)
 
     in_child(sweep, memory=2**31, seconds=100)
@@ -747,22 +867,24 @@ def test_forged_windows_with_arrays_to_match(tier, kernel):
 
 @with_window()
 def test_no_windows(tier, kernel):
-    *arrays, window = _args(kernel, np.float32)
-    short = tuple.__new__(Window, tuple(window)[:4])
-    long = tuple.__new__(Window, (*window, 1, 2))
-    lying = type("Lying", (Window,), {"h": 10**6, "oh": property(lambda self: 10**6)})
-    inside_out = lying._make(window)
+    args = _args(kernel, np.float32)
     function = getattr(tier, kernel.name)
 
     def sweep(at):
-        for other in (None, 3, "window", tuple(window)[:3], [], object(), arrays[0]):
-            at(kernel.name, repr(other)[:100])
-            got = attempt_directly(function, (*arrays, other))
-            assert isinstance(got, Exception)
-            assert tier is reference or isinstance(got, REFUSALS), repr(got)
-        for other in (short, long, inside_out, tuple(window), list(window)):
-            at(kernel.name, type(other), len(other))
-            attempt_directly(function, (*arrays, other))
+        for position in windows_in(args):
+            window = args[position]
+            short = tuple.__new__(Window, tuple(window)[:4])
+            long = tuple.__new__(Window, (*window, 1, 2))
+            lying = type("Lying", (Window,), {"h": 10**6, "oh": property(lambda self: 10**6)})
+            inside_out = lying._make(window)
+            for other in (None, 3, "window", tuple(window)[:3], [], object(), args[0]):
+                at(kernel.name, position, repr(other)[:100])
+                got = attempt_directly(function, put(args, (position,), other))
+                assert isinstance(got, Exception)
+                assert tier is reference or isinstance(got, REFUSALS), repr(got)
+            for other in (short, long, inside_out, tuple(window), list(window)):
+                at(kernel.name, position, type(other), len(other))
+                attempt_directly(function, put(args, (position,), other))
 
     in_child(sweep, memory=2**31)
 
@@ -804,11 +926,18 @@ def test_images_that_are_empty(tier):
     """No images, or no channels: an empty result, as in the reference, or a ValueError."""
     window = Window((4, 5), (2, 3), (1, 2), "SAME")
     n_o = (window.oh, window.ow)
-    for n, c, m in ((0, 3, 2), (2, 0, 2), (2, 3, 0), (0, 0, 0)):
+    pool = Window(n_o, (2, 2), (2, 2), "SAME")
+    p_o = (pool.oh, pool.ow)
+    sizes = ((0, 3, 2), (2, 0, 2), (2, 3, 0), (0, 0, 0), (17, 0, 2), (17, 3, 0), (17, 0, 0))
+    for n, c, m in sizes:
         images, g = np.ones((n, 4, 5, c), np.float32), np.ones((n, *n_o, m), np.float32)
         weights, pooled = np.ones((2, 3, c, m), np.float32), np.ones((n, *n_o, c), np.float32)
         indices = np.ones(pooled.shape, np.uint8)
+        gp, codes = np.ones((n, *p_o, m), np.float32), np.zeros((n, *p_o, m), np.uint8)
         for name, arrays in {
+            "conv2d_maxpool2d": (images, weights),
+            "conv2d_maxpool2d_grad_images": (gp, codes, weights),
+            "conv2d_maxpool2d_grad_kernels": (gp, codes, images),
             "conv2d": (images, weights),
             "conv2d_grad_images": (g, weights),
             "conv2d_grad_kernels": (g, images),
@@ -820,7 +949,7 @@ def test_images_that_are_empty(tier):
             "avgpool2d": (images,),
             "avgpool2d_grad_images": (pooled,),
         }.items():
-            args = (*arrays, window)
+            args = (*arrays, window, *((pool, 0.25) if "conv2d_max" in name else ()))
             got = attempt(KERNELS[name], getattr(tier, name), args)
             want = attempt(KERNELS[name], getattr(reference, name), args)
             if isinstance(want, Exception):
@@ -1060,18 +1189,16 @@ def test_arguments_that_change_arrays(tier):
             at("leaky_relu_grad_a")
             attempt_directly(tier.leaky_relu_grad_a, (g, g, Spoiler(1, lambda g=g: _shrink(g))))
             for kernel in KERNELS.values():
-                *arrays, window = _args(kernel, dtype)
-                if isinstance(window, Window):
+                for position in windows_in(_args(kernel, dtype)):
                     for slot in range(10):
-                        at(kernel.name, slot)
-                        *arrays, window = _args(kernel, dtype)
-                        spoilt = list(window)
+                        at(kernel.name, position, slot)
+                        args = _args(kernel, dtype)
+                        spoilt = list(args[position])
                         spoilt[slot] = Spoiler(
-                            spoilt[slot], lambda arrays=arrays: [_shrink(a) for a in arrays]
+                            spoilt[slot], lambda args=args: [_shrink(a) for _, a in arrays_in(args)]
                         )
-                        attempt_directly(
-                            getattr(tier, kernel.name), (*arrays, Window._make(spoilt))
-                        )
+                        tried = put(args, (position,), Window._make(spoilt))
+                        attempt_directly(getattr(tier, kernel.name), tried)
 
     in_child(sweep, memory=2**31)
 
@@ -1241,6 +1368,18 @@ def rows(draw):
     return shape, axis, draw(st.sampled_from([1, 5, 100]))
 
 
+@st.composite
+def pooled(draw):
+    """A convolution, and a pooling of its outputs whose windows do not overlap."""
+    geometry = draw(geometries())
+    window = Window(geometry[:2], geometry[2:4], geometry[4:6], geometry[6])
+    padding = draw(st.sampled_from(["SAME", "VALID"]))
+    kernel = [draw(st.integers(1, min(4, size))) for size in (window.oh, window.ow)]
+    strides = [size + draw(st.integers(0, 2)) for size in kernel]
+    n = draw(sizes | st.integers(16, 20))
+    return n, draw(channels), geometry, draw(channels), *kernel, *strides, padding
+
+
 indices = st.sampled_from([np.int64, np.int32, np.uint8, np.int8, np.uint64])
 convolutions = st.tuples(sizes, channels, geometries(), channels)
 pools = st.tuples(sizes, channels, geometries())
@@ -1258,6 +1397,9 @@ SPECS = {
     "conv2d": convolutions,
     "conv2d_grad_images": convolutions,
     "conv2d_grad_kernels": convolutions,
+    "conv2d_maxpool2d": pooled(),
+    "conv2d_maxpool2d_grad_images": pooled(),
+    "conv2d_maxpool2d_grad_kernels": pooled(),
     "patches": pools,
     "patches_sum": pools,
     "maxpool2d": pools,
@@ -1313,7 +1455,10 @@ def test_any_size_and_layout(tier, kernel):
             for path, array in arrays_in(args):
                 byte_orders = tier is not reference and path[0] not in kernel.writes
                 tried = put(tried, path, data.draw(laid_out(array, byte_orders)))
-            got = kernel.run(getattr(tier, kernel.name), tried)
+            # Most of a gradient that comes through a pooling is 0, and so may its sums be.
+            sparse = kernel.name.startswith("conv2d_maxpool2d_grad")
+            with kernels.use_conv("direct" if sparse else "auto"):
+                got = kernel.run(getattr(tier, kernel.name), tried)
             error = compare(kernel, got, args, dtype)
             assert error <= 1
 

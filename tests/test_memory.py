@@ -14,11 +14,10 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 from conftest import in_child, needs_fork, rng_for
-from test_kernels import arrays_for, arrays_in, attempt_directly, liars, put, random_window
+from test_kernels import arrays_in, attempt_directly, forged_arguments, liars, put, with_window
 
-from smallpebble.kernels import _alloc
+from smallpebble.kernels import _alloc, use_conv
 from smallpebble.kernels.catalogue import KERNELS, NAMES, compare, flat, same_bits
-from smallpebble.shapes import Window
 
 needs_guards = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and mprotect")
 every_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=NAMES)
@@ -137,6 +136,11 @@ _CONVOLUTIONS = (
     (41, 65, (6, 5, 3, 3, 1, 1, "VALID"), 17),
     (3, 130, (9, 10, 1, 1, 1, 1, "VALID"), 71),
 )
+# Few channels in the third: where pixels get nothing, only the direct algorithm says exactly 0.
+_POOLED = tuple(
+    (17, c, geometry, min(m, 65 if c < 65 else 15), 2, 2, 2, 2, "SAME")
+    for _, c, geometry, m in _CONVOLUTIONS[:3]
+)
 _POOLS = ((9, 33, (31, 29, 3, 3, 2, 2, "SAME")), (7, 65, (23, 21, 2, 2, 2, 2, "SAME")))
 _BROADCASTS = (((77, 131, 65), (131, 1)), ((1031, 129), (129,)), ((129, 1031), (129, 1)))
 ODD_WORK = {
@@ -149,6 +153,9 @@ ODD_WORK = {
     "conv2d": _CONVOLUTIONS,
     "conv2d_grad_images": _CONVOLUTIONS,
     "conv2d_grad_kernels": _CONVOLUTIONS,
+    "conv2d_maxpool2d": _POOLED,
+    "conv2d_maxpool2d_grad_images": _POOLED,
+    "conv2d_maxpool2d_grad_kernels": _POOLED,
     "sum_to": _BROADCASTS,
     "broadcast_to": _BROADCASTS,
     "leaky_relu": (((333, 1031), ()),),
@@ -192,22 +199,20 @@ def test_guard_pages_of_shared_work(compiled, kernel, set_num_threads):
 
 
 @needs_guards
-@every_kernel
+@with_window()
 def test_guard_pages_with_forged_windows(compiled, kernel):
     """Where nothing fits, nothing may be touched either."""
-    if not isinstance(kernel.cases[0][1](rng_for(0), np.float32)[-1], Window):
-        pytest.skip("has no window")
     function = getattr(compiled, kernel.name)
 
     def sweep(at):
         rng = rng_for("guarded", kernel.name)
         for i in range(400):
-            forged = random_window(rng)
-            arrays = arrays_for(kernel, forged, rng)
-            at_end = bool(i % 2)
-            at(kernel.name, forged, [a.shape for a in arrays], "end" if at_end else "start")
-            with guarded_results(at_end):
-                attempt_directly(function, (*guarded(arrays, at_end), Window._make(forged)))
+            args = forged_arguments(kernel, rng)
+            at_end, algorithm = bool(i % 2), str(rng.choice(["direct", "winograd"]))
+            what = [getattr(one, "shape", one) for one in args]
+            at(kernel.name, algorithm, what, "end" if at_end else "start")
+            with guarded_results(at_end), use_conv(algorithm):
+                attempt_directly(function, guarded(args, at_end))
 
     in_child(sweep, memory=2**31)
 
@@ -316,3 +321,30 @@ def test_no_reference_is_lost_or_kept(compiled, kernel):
         kernel.run(function, args)
         attempt_directly(function, wrong)
     assert [sys.getrefcount(a) for a in arrays] == before
+
+
+@both_dtypes
+def test_adam_step_changes_nothing_where_memory_ends(compiled, dtype):
+    """Whichever of its requests fails, and also where state is copied to be packed."""
+    kernel = KERNELS["adam_step"]
+    make = max((make for _, make in kernel.cases), key=lambda make: len(make(rng_for(0), dtype)[0]))
+    for strided in (False, True):
+        for last in range(10):
+            args = make(rng_for(0), dtype)
+            if strided:
+                for path, array in arrays_in(args):
+                    args = put(args, path, np.repeat(array, 2).reshape(*array.shape, 2)[..., 0])
+            before, asked = [array.tobytes() for _, array in arrays_in(args)], []
+
+            def fail(shape, dtype=float, asked=asked, last=last):
+                asked.append(shape)
+                if len(asked) > last:
+                    raise MemoryError("planted")
+                return np.empty(shape, dtype)
+
+            if last >= len(args[0]):
+                break
+            with results_from(fail), pytest.raises(MemoryError, match="planted"):
+                compiled.adam_step(*args)
+            assert [array.tobytes() for _, array in arrays_in(args)] == before
+        assert last > 0

@@ -25,6 +25,7 @@ SHAPES = [  # n, h, w, c, m, padding
     (1, 40, 30, 16, 20, "SAME"),
     (17, 8, 8, 32, 48, "SAME"),
     (2, 13, 13, 130, 34, "VALID"),
+    (2, 8, 7, 65, 129, "SAME"),
 ]
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
 both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])

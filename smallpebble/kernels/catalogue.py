@@ -375,8 +375,8 @@ def _grad_kernels_work(g, images, window):
     return 2 * g.size * window.kh * window.kw * images.shape[3], "flop"
 
 
-# Convolutions with the pooling after them: (n, c, geometry, m, kh, kw, sy, sx, padding of the pool);
-# few images are convolved and pooled in turn.
+# Convolutions with the pooling after them: (n, c, geometry, m, kh, kw, sy, sx, padding of the
+# pool); few images are convolved and pooled in turn.
 _POOLED = (
     (2, 3, _GEOMETRIES[0], 5, 2, 2, 2, 2, "SAME"),
     (17, 3, _GEOMETRIES[0], 5, 2, 2, 2, 2, "SAME"),
@@ -385,10 +385,11 @@ _POOLED = (
     (16, 2, (9, 8, 3, 3, 1, 1, "SAME"), 17, 2, 2, 3, 3, "VALID"),
     (16, 2, (11, 9, 5, 3, 2, 1, "SAME"), 65, 2, 3, 2, 3, "SAME"),
     (19, 1, (4, 4, 3, 3, 1, 1, "VALID"), 33, 1, 1, 1, 1, "VALID"),
-    (16, 1, (13, 12, 1, 1, 1, 1, "VALID"), 3, 11, 11, 12, 12, "VALID"),
     # by Winograd's algorithm, unless told otherwise
     (17, 17, (12, 13, 3, 3, 1, 1, "VALID"), 19, 2, 2, 2, 2, "SAME"),
     (16, 16, (9, 9, 3, 3, 1, 1, "SAME"), 80, 3, 2, 3, 2, "SAME"),
+    # the largest window
+    (16, 1, (13, 12, 1, 1, 1, 1, "VALID"), 3, 11, 11, 12, 12, "VALID"),
 )
 _POOLED_BENCH = tuple((*spec, 2, 2, 2, 2, "SAME") for spec in _CONVOLUTIONS_BENCH)
 _POOLED_ALPHA = 0.25  # its products are exact
@@ -407,7 +408,9 @@ def _conv2d_maxpool2d(spec, rng, dtype):
 
 def _pooled_gradient(spec, rng, dtype):
     _, pool = _pooled_windows(spec)
-    largest, indices = reference.maxpool2d(_real(rng, dtype, spec[0], pool.h, pool.w, spec[3]), pool)
+    largest, indices = reference.maxpool2d(
+        _real(rng, dtype, spec[0], pool.h, pool.w, spec[3]), pool
+    )
     return _real(rng, dtype, *largest.shape), indices + np.uint8(128) * (largest < 0)
 
 
@@ -448,7 +451,8 @@ def _pooled_bound(args, dtype):
     others[reference.maxpool2d_scatter(np.ones_like(largest), indices, pool) == 1] = -np.inf
     second = reference.maxpool2d(others, pool)[0]
     close = (largest - second <= 2 * allowed) | (np.abs(largest) <= allowed)
-    return allowed + _u(dtype) * np.abs(largest), np.where(close, 255, 0)
+    scale = max(1, abs(alpha))
+    return scale * (allowed + _u(dtype) * np.abs(largest)), np.where(close, 255, 0)
 
 
 # Pools and patches: (n, c, geometry)
@@ -1010,9 +1014,7 @@ KERNELS = {
             partial(
                 _added,
                 "conv2d_maxpool2d_grad_images",
-                lambda g, codes, kernels, window, *_: (
-                    window.kh * window.kw * kernels.shape[3] + 1
-                ),
+                lambda g, codes, kernels, window, *_: window.kh * window.kw * kernels.shape[3] + 1,
             ),
             whole=True,
         ),

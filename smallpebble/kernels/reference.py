@@ -191,7 +191,8 @@ def _unpool(g, codes, pool, alpha, name):
     """The gradient in the outputs of the convolution."""
     _need(_is_output(g, pool) and g.shape == codes.shape, name, g, codes)
     slope = np.where(codes < _SCALED, 1, alpha).astype(g.dtype)
-    return maxpool2d_scatter(g * slope, codes & (_SCALED - 1), pool)
+    marks = np.where(codes < _SCALED, 0, _SCALED).astype(codes.dtype)
+    return maxpool2d_scatter(g * slope, codes ^ marks, pool)
 
 
 def conv2d_maxpool2d_grad_images(g, codes, kernels, window, pool, alpha=1.0):
