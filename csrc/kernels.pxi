@@ -770,6 +770,10 @@ def matmul(a, b):
         count *= z.view.shape[i]
     cdef Py_ssize_t ai = va.strides[va.ndim - 2] // item, ak = va.strides[va.ndim - 1] // item
     cdef Py_ssize_t bk = vb.strides[vb.ndim - 2] // item, bj = vb.strides[vb.ndim - 1] // item
+    if vb.ndim == 2 and va.ndim > 2 and is_packed(va):  # one b for all: the rows of one matrix
+        m *= count
+        count = 1
+        ai, ak = k, 1
     with nogil:
         for i in range(count):
             pa, pb = <const char *>va.buf, <const char *>vb.buf
