@@ -772,7 +772,7 @@ def matmul(a, b):
     cdef Py_ssize_t bk = vb.strides[vb.ndim - 2] // item, bj = vb.strides[vb.ndim - 1] // item
     if vb.ndim == 2 and va.ndim > 2 and is_packed(va):  # one b for all: the rows of one matrix
         m *= count
-        count = 1
+        count, batch_dims = 1, 0
         ai, ak = k, 1
     with nogil:
         for i in range(count):
