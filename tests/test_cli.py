@@ -764,6 +764,43 @@ def test_bench_of_a_net(tmp_path, capsys):
 
 
 @pytest.mark.skipif(not COMPILED, reason="needs compiled kernels")
+def test_bench_of_accuracy(tmp_path, capsys):
+    report = bench(tmp_path, "--only", "accuracy", "--dtype", "float32")
+    assert report["kernels"] == report["nets"] == []
+    gate, zoo = report["accuracy"]["gate"], report["accuracy"]["zoo"]
+    kernels = {"conv2d", "conv2d_grad_images", "conv2d_grad_kernels", "matmul"}
+    assert {row["kernel"] for row in gate} == {row["kernel"] for row in zoo} == kernels
+    assert (len(gate), len(zoo)) == (4, 20)
+    said = capsys.readouterr().out
+    for row in gate + zoo:
+        assert 0 < row["error_of_bound"] <= 1
+        assert f"{row['error_in_u']:.2f}" in said
+        assert row["tier"] == sp.kernels.active()
+    for row in zoo:
+        assert ("ratio" in row) == (row["kernel"] != "matmul")
+        if "ratio" in row:
+            assert row["ratio"] == pytest.approx(row["winograd"] / row["direct"])
+            assert row["ratio"] <= row["worst_ratio"] * 1.001
+            assert f"{row['ratio']:.2f}" in said
+
+
+def test_accuracy_sees_wrong_kernels():
+    from smallpebble.cli import accuracy
+    from smallpebble.kernels import reference
+
+    what = accuracy.ZOO["conv2d"][-1], "standard normal", "float32"
+    functions = {
+        "right": reference.conv2d,
+        "wrong": lambda *args: reference.conv2d(*args) * np.float32(1.001),
+    }
+    errors = accuracy._errors(functions, "conv2d", *what)
+    assert errors["right"]["bound"] < 1 < errors["wrong"]["bound"]
+    assert errors["right"]["relative"] < 1e-5 < errors["wrong"]["relative"]
+    with pytest.raises(ValueError, match="unknown inputs 'none'"):
+        accuracy.arguments("conv2d", accuracy.ZOO["conv2d"][0], "none", "float32")
+
+
+@pytest.mark.skipif(not COMPILED, reason="needs compiled kernels")
 def test_bench_draws_its_picture(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     bench(tmp_path, "--only", "take", "--plot", "b.png")
@@ -780,6 +817,7 @@ def test_bench_of_the_reference_alone(tmp_path, capsys):
     report = bench(tmp_path, "--only", "take", "--dtype", "float32", "--tier", "reference")
     (row,) = report["kernels"]
     assert "compiled_ms" not in row
+    assert report["accuracy"] == {"gate": [], "zoo": []}
     assert "Only the NumPy reference was timed" in capsys.readouterr().out
 
 

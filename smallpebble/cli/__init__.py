@@ -190,16 +190,22 @@ def _add_bench(commands) -> None:
         commands,
         "bench",
         _in_module("bench", "run"),
-        "time the kernels and two nets",
+        "time the kernels and two nets, measure errors",
         "Time each compiled kernel against its NumPy reference, and two nets (an MLP on MNIST's "
         "shape, a CNN on CIFAR's) against the reference and against other libraries. All take "
         "turns, round by round; medians are shown. torch, jax and tensorflow are measured where "
-        "this Python has them.",
+        "this Python has them. At the end: errors of the convolutions, direct and by Winograd's "
+        "algorithm.",
     )
     add = parser.add_argument
     add("--json", metavar="FILE", help="write every figure and every sample")
     add("--plot", metavar="FILE", help="draw the speed-ups (.png, .pdf, .svg: by the ending)")
-    add("--only", metavar="NAME", action="append", help="this kernel or net only (repeatable)")
+    add(
+        "--only",
+        metavar="NAME",
+        action="append",
+        help="this kernel or net, or accuracy, only (repeatable)",
+    )
     add("--dtype", choices=DTYPES, action="append", help="these numbers only (default: both)")
     add("--quick", action="store_true", help="fewer and shorter rounds: a rough picture")
     add("--rounds", type=count, metavar="N", help="rounds (default: 7, with --quick 3)")

@@ -1,5 +1,7 @@
 """``python -m smallpebble bench``: compiled kernels and two nets, timed against the reference.
 
+How accurate the convolutions are is shown as well (`accuracy.py`).
+
 Everything that is compared takes turns, round by round, so that a busy machine slows all of them
 and not one. NumPy's matrix products and other libraries leave threads spinning for some 30 ms:
 before each sample there is a pause for these to fall asleep, and an untimed call.
@@ -26,7 +28,7 @@ from smallpebble import config
 from smallpebble.datasets import load_data
 from smallpebble.kernels import catalogue
 
-from . import DTYPES, CommandError, check_tier, files, models, plot
+from . import DTYPES, CommandError, accuracy, check_tier, files, models, plot
 from .progress import open_progress
 from .workers import Worker, WorkerError, check_peers
 
@@ -37,6 +39,7 @@ _BUSY = 1.0  # processes that run already
 _LONG = 100e6  # floating-point operations
 COMPARED_STEPS = 10  # losses drift apart later on: rounding errors grow with every update
 _EXAMPLES = 2000  # of real data, from which the nets' batches are drawn
+ACCURACY = "accuracy"  # what --only calls that section
 _SHORT = {"float32": "f32", "float64": "f64"}
 
 
@@ -85,7 +88,12 @@ def run(args: argparse.Namespace) -> int:
         budget=1.0 if args.quick else 6.0,
     )
 
-    kernel_results, net_results = [], []
+    judge = ACCURACY in names and settings.tier is not None
+    judged = [dtype for dtype in dtypes if judge and accuracy.can_judge(dtype)]
+    gate = [(name, dtype) for name in accuracy.KERNELS for dtype in judged]
+    zoo = [(name, inputs, dtype) for name, dtype in gate for inputs in accuracy.INPUTS]
+
+    kernel_results, net_results, gate_results, zoo_results = [], [], [], []
     with contextlib.ExitStack() as stack:
         threads = stack.enter_context(_threads(args.threads, tier))
         peers = _start_peers(stack, args.peer or [], args.no_peers, threads) if nets else []
@@ -99,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
                 "long, those of NumPy's matrix products most of all.",
                 file=sys.stderr,
             )
-        total = len(rows) + 2 * len(nets) * len(dtypes)
+        total = len(rows) + 2 * len(nets) * len(dtypes) + len(gate) + len(zoo)
         progress = stack.enter_context(open_progress(total, "row"))
         if rows:
             progress.print(_ABOUT_KERNELS)
@@ -116,6 +124,21 @@ def run(args: argparse.Namespace) -> int:
                     net_results.append(result)
                     progress.print("\n".join(_net_lines(result)))
                     progress.update(len(kernel_results) + len(net_results), name)
+        done = total - len(gate) - len(zoo)
+        if gate:
+            progress.print(_ABOUT_GATE)
+        for name, dtype in gate:
+            gate_results += accuracy.at_gate(name, dtype, [tier])
+            progress.print(_gate_line(gate_results[-1]))
+            progress.update(done + len(gate_results), ACCURACY)
+        if zoo:
+            progress.print(_ABOUT_ZOO)
+        for name, inputs, dtype in zoo:
+            zoo_results += accuracy.over_zoo(name, inputs, dtype, [tier])
+            progress.print(_zoo_line(zoo_results[-1]))
+            progress.update(done + len(gate) + len(zoo_results), ACCURACY)
+    if judge and len(judged) < len(dtypes):
+        print("\nThe accuracy of float64 was not measured: long double is no wider here.")
     if settings.tier is None:
         print("\nOnly the NumPy reference was timed: there are no compiled kernels in use.")
 
@@ -129,6 +152,7 @@ def run(args: argparse.Namespace) -> int:
             "config": sp.show_config(mode="dict"),
             "kernels": kernel_results,
             "nets": net_results,
+            "accuracy": {"gate": gate_results, "zoo": zoo_results},
         }
         files.write_json(json_path, report)
         print(f"Figures: {json_path}")
@@ -144,7 +168,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _chosen(only: list[str] | None) -> list[str]:
-    known = [*catalogue.KERNELS, *NETS]
+    known = [*catalogue.KERNELS, *NETS, ACCURACY]
     for name in only or []:
         if name not in known:
             raise CommandError(f"--only: {name!r} is unknown: choose from {', '.join(known)}")
@@ -153,7 +177,7 @@ def _chosen(only: list[str] | None) -> list[str]:
 
 def _kernel_rows(names: list[str]) -> Iterator[tuple[Any, tuple]]:
     for name in names:
-        if name not in NETS:
+        if name in catalogue.KERNELS:
             for row in catalogue.KERNELS[name].bench:
                 yield catalogue.KERNELS[name], row
 
@@ -496,6 +520,43 @@ _ABOUT_KERNELS = (
     f"{'kernel':34}{'case':42}{'':4}{'NumPy ms':>9}{'compiled':>9}{'speed-up':>9}"
     f"{'err/bound':>10}{'error':>9}  rate"
 )
+
+
+_ABOUT_GATE = f"""
+Accuracy of the convolutions. u: unit roundoff; |a||b|: the kernel on absolute values.
+
+Direct kernels, results of 48x48 sums of up to 16,384 standard normal products.
+largest error in u|a||b|: of the middle one of {accuracy.DRAWS} draws, {accuracy.GATE} or less at \
+every length; of all draws
+
+{"":28}{"compiled":>14}{"NumPy":>14}
+{"":28}{"middle":>7}{"all":>7}{"middle":>7}{"all":>7}{"err/bound":>11}"""
+_ABOUT_ZOO = f"""
+Direct kernels and Winograd's algorithm, several shapes.
+err: largest error of the direct kernel; direct, Winograd: largest error relative to the largest
+number of a result; ratio: of these two, should be {accuracy.GOAL} at most; worst: their ratio for \
+the worst shape
+
+{"":24}{"inputs":18}{"":4}{"err/bound":>10}{"err/u|a||b|":>12}{"direct":>9}{"Winograd":>9}{"ratio":>7}\
+{"worst":>7}"""
+
+
+def _gate_line(row: dict) -> str:
+    return (
+        f"{row['kernel']:24}{_SHORT[row['dtype']]:4}{row['error_in_u']:7.2f}"
+        f"{row['most_in_u']:7.2f}{row['numpy_error_in_u']:7.2f}{row['numpy_most_in_u']:7.2f}"
+        f"{number(row['error_of_bound']):>11}"
+    )
+
+
+def _zoo_line(row: dict) -> str:
+    line = (
+        f"{row['kernel']:24}{row['inputs']:18}{_SHORT[row['dtype']]:4}"
+        f"{number(row['error_of_bound']):>10}{row['error_in_u']:12.2f}{row['direct']:9.1e}"
+    )
+    if "winograd" in row:
+        line += f"{row['winograd']:9.1e}{row['ratio']:7.2f}{row['worst_ratio']:7.2f}"
+    return line
 
 
 def _kernel_line(result: dict) -> str:
