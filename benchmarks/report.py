@@ -274,7 +274,7 @@ def _versions(report: dict) -> Iterator[str]:
 
 def command(words: list[str]) -> str:
     """A command line as one would type it, without the paths of the machine that it ran on."""
-    said, option = ["PYTHONPATH=.", "python", f"benchmarks/{words[0]}"], ""
+    said, option = ["python", f"benchmarks/{words[0]}"], ""
     for word in words[1:]:
         known, equals, value = word.partition("=")
         if word.startswith("--"):
