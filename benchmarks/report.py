@@ -40,18 +40,22 @@ OURS = "SmallPebble"
 # Why a shape of the zoo falls short: the first of these that is in "case, part". A star stands for
 # anything.
 _CALL = (
-    "The arithmetic takes a fraction of a microsecond; what is timed is the call: checks, a node "
-    "and a Variable, in Python."
+    "The arithmetic takes a fraction of a microsecond; what is timed is the call: checks, memory, "
+    "a Variable."
 )
 _NUMPY_ADD = (
     "The addition is NumPy's, by one thread, into memory that the system hands out anew each time."
 )
 _PASSES = (
-    "The rule is written in NumPy's operations: several passes over the array by one thread, each "
-    "into an array of its own."
+    "The rule is written in operations: several passes over the array, most of them NumPy's and by "
+    "one thread, each into an array of its own."
 )
+_LANES = "The channels do not fill whole vectors, and those left over are written number by number."
 _DIRECT = "Winograd's algorithm begins at four images; a single one is summed directly."
-_LANES = "The channels do not fill a vector, and the rest of its lanes works for nothing."
+_FEW_TILES = (
+    "8 images of 7x7 pixels make 72 tiles, few for so many transformed weights: 25 numbers for 9, "
+    "which are written once and read for each pass."
+)
 REASONS = {
     "matmul 1x1 ": _CALL,
     "matmul 4x4 ": _CALL,
@@ -61,30 +65,26 @@ REASONS = {
     "leaky_relu 200x100": _CALL,
     "tiny 1x8x8x3": _CALL,
     "matmul 1x784 784x100, grad a": (
-        "One row against a transposed matrix, which is packed into panels first: that costs more "
-        "than the product, which uses each number once."
+        "One row against a transposed matrix, which is packed into panels first, though each "
+        "number is used once."
     ),
+    "matmul 1x784 784x100": "One row: each number of the matrix is used once, by one thread.",
     "matmul 16x4096 4096x4096, grad a": (
         "The transposed matrix is packed into panels, number by number across its rows, and each "
         "number is used for 16 rows only."
-    ),
-    "matmul 1x784 784x100": (
-        "A call and the start of a job for a product of one row: there is little to share out."
     ),
     "matmul 16x4096 4096x4096, forward": (
         "Each number of b is used for 16 rows only, so memory decides; b is read in place, a panel "
         "after the other, in short pieces that are far apart."
     ),
-    "matmul 1000x8x8": (
-        "Each matrix of a batch is a product of its own, by one thread where it is small."
-    ),
-    "matmul 32x50x64": (
-        "Each matrix of a batch is a product of its own: each pays for packing and for a job of "
-        "the pool."
+    "matmul 1000x8x8": "The matrices of a batch are multiplied one after the other, by one thread.",
+    "matmul 32x50x64 64x128, grad a": (
+        "Each matrix of the batch is a product of its own, a job of the pool, and packs the "
+        "transposed factor again."
     ),
     "matmul 64x64x64": (
-        "Each matrix of a batch is a product of its own: each pays for packing and for a job of "
-        "the pool."
+        "Each matrix of the batch is a product of its own and a job of the pool, with little to "
+        "share out."
     ),
     "add 32 to 128x30x30x32, forward": _NUMPY_ADD,
     "add 30x1x1 to 64x30x32x48, forward": _NUMPY_ADD,
@@ -93,8 +93,9 @@ REASONS = {
         "Rows of 48 numbers: adding up the lanes of a vector, once for each row, costs more than "
         "adding vectors."
     ),
-    "log_softmax*grad a": _PASSES,
     "softmax*grad a": _PASSES,
+    "maxpool2d 64x24x24x6": _LANES,
+    "maxpool2d 16x29x31x13": _LANES,
     "maxpool2d*3x3 SAME, forward": (
         "Overlapping windows are searched one by one, nine pixels each, and the index of the "
         "largest is found as well, which a forward pass alone would not need."
@@ -103,11 +104,6 @@ REASONS = {
         "Overlapping windows are added up one by one, nine pixels each; sums of rows that "
         "neighbours share are not kept."
     ),
-    "maxpool2d 64x24x24x6": _LANES,
-    "maxpool2d 16x29x31x13": _LANES,
-    "ResNet stem*forward": (
-        "Three channels: too few for Winograd's algorithm, and with a stride it does not apply."
-    ),
     "x224x3 *grad images": (
         "Three channels, a fraction of a vector: products for whole windows are added to the image "
         "in short runs."
@@ -115,12 +111,13 @@ REASONS = {
     "LeNet 128x28x28x1 5x5 to 6 SAME, grad images": (
         "One channel: products for whole windows are added to the image in runs of five numbers."
     ),
-    "LeNet 128x28x28x1 5x5 to 6": (
-        "One channel and six kernels: windows of 25 numbers, and vectors less than half full."
+    "LeNet 128x28x28x1 5x5 to 6 SAME, grad kernels": (
+        "One channel and six kernels: windows of 25 numbers are copied together for a product that "
+        "uses each of them six times."
     ),
+    "LeNet 128x28x28x1 5x5 to 6 SAME, forward": "Six kernels fill less than half of a vector.",
     "one channel*grad kernels": (
-        "Windows of nine numbers are copied together first; with one channel that costs as much as "
-        "the product."
+        "Windows of nine numbers are copied together first, which is nine times the image."
     ),
     "one kernel*grad kernels": (
         "One kernel: windows are copied together for a product that uses each number once."
@@ -128,25 +125,26 @@ REASONS = {
     "shortcut*grad images": (
         "Three of four pixels have no gradient, and their zeros are written pixel by pixel."
     ),
-    "step 2 SAME, grad images": (
+    "3x3 to *step 2 SAME, grad images": (
         "Winograd's algorithm does not apply with a stride; pixels see one, two or four cells of "
         "the window, so products are short."
     ),
-    "digits 64x4x4x32": (
+    "digits 64x4x4x32 3x3 to 64 SAME, forward": (
         "On 4x4 pixels with padding few outputs see the same cells of the window: tiles of one or "
         "two rows. Winograd's tiles would hang over the border."
     ),
-    "ResNet 8x7x7x512": (
-        "8 images of 7x7 pixels make 72 tiles, too few for the transformed weights: 25 numbers for "
-        "9, which are written once and read for each pass."
-    ),
+    "ResNet 8x7x7x512 3x3 to 512 SAME, forward": _FEW_TILES,
+    "ResNet 8x7x7x512 3x3 to 512 SAME, grad images": _FEW_TILES,
     "ResNet 1x14x14x256": _DIRECT,
     "ResNet 1x56x56x64": _DIRECT,
     "odd 16x29x31x13 3x3 to 17": (
-        "13 channels are too few for Winograd's algorithm, and 17 kernels fill one vector of two."
+        "13 channels are too few for Winograd's algorithm, and neither 13 nor 17 numbers fill "
+        "whole vectors."
     ),
-    "odd 16x29x31x17 5x5 to 13": _LANES,
-}  # fmt: skip
+    "odd 16x29x31x17 5x5 to 13 VALID, grad kernels": (
+        "13 kernels: windows are copied together for a product that uses each number 13 times."
+    ),
+}
 NO_REASON = "Not known."
 
 
