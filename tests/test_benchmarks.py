@@ -247,6 +247,141 @@ def test_a_script_ends_with_the_code_of_its_mistake(tmp_path):
     assert "Traceback" not in result.stderr
 
 
+# ---- the report ----
+
+
+def measured(kind):
+    """A report as the scripts write it: of little, and with numbers that are easy to find."""
+    machine = {
+        "date": "2026-01-02 03:04:05 +0000",
+        "command": [f"{kind}.py", "--peer", "torch=/secret/bin/python", "--data", "/secret/data",
+                    "--json", "/secret/figures.json"],
+        "system": "Linux", "processor": "Abacus", "processors": 2, "load": 0.5,
+        "python": "3.11", "numpy": "2.0", "smallpebble": "4.0.0",
+    }  # fmt: skip
+    ours, peer = "SmallPebble", "torch 2.0"
+    contender = {
+        "unit_ms": 3.0, "train_ms": 2.0, "evaluate_ms": 1.0, "train_faults": 12.0, "repeated": 1,
+        "loss_difference": 1e-7, "classes_alike": 1.0, "memory": {"peak": 5e7},
+        "memory_before": {"peak": None},
+    }  # fmt: skip
+    setting = {
+        "net": "readme_cnn", "dtype": "float32", "threads": 2, "tier": None, "batch": 128,
+        "name": "readme_cnn float32 2 threads", "targets": [0.55, 0.43], "ratio": 0.123,
+        "contenders": {
+            ours: contender, peer: {**contender, "unit_ms": 24.39}, "jax 1": {"failed": "gone"}
+        },
+    }  # fmt: skip
+    off = {**setting, "tier": "avx2", "name": "readme_cnn float32 2 threads avx2"}
+    apart = {"largest": 2e-3, "median": 1e-4, "largest of the first 20": 1e-4}
+    row = {"part": "forward", "fastest": peer, "differences": {peer: 0.0}}
+    content = {
+        "training": {"settings": [setting, {"name": off["name"], "left_out": "not available"}]},
+        "curves": {
+            "curves": [{
+                "net": "readme_mlp",
+                "losses": {"torch float32": [1.0, 0.5]},
+                "differences": {"own": apart, "more": {**apart, "largest": 3e-3}},
+            }],
+        },
+        "zoo": {
+            "dtype": "float32", "threads": 2, "contenders": {ours: {}, peer: {}},
+            "repeated": {ours: 3},
+            "rows": [
+                {**row, "family": "matmul", "case": "matmul 1x1 1x1", "ratio": 4.56,
+                 "seconds": {ours: 4.56e-6, peer: 1e-6}},
+                {**row, "family": "matmul", "case": "matmul of its own", "ratio": 1.5,
+                 "seconds": {ours: 3e-6, peer: 2e-6}},
+                {**row, "family": "pooling", "case": "maxpool2d", "ratio": 0.5,
+                 "seconds": {ours: 1e-6, peer: 2e-6}},
+            ],
+        },
+        "overhead": {
+            "dtype": "float32", "chain": [{"shared": True, "seconds": {ours: 1, peer: 1},
+                                           "microseconds_each": {ours: 5.5, peer: 7.7}}],
+            "batch": [{"case": "batch 1", "seconds": 0.25, "per_image": 0.25, "over_median": 1.0}],
+            "threads": [{"case": "CNN 1", "part": "forward", "one_ms": 3.8, "two_ms": 2.0,
+                         "speedup": 1.9}],
+        },
+    }  # fmt: skip
+    return {"schema": 1, "machine": machine, **content[kind]}
+
+
+def written(report, kinds, folder, picture="picture.svg"):
+    """What `report.py` makes of reports of some kinds."""
+    for kind in kinds:
+        (folder / f"{kind}.json").write_text(json.dumps(measured(kind)))
+    paths = [str(folder / f"{kind}.json") for kind in kinds]
+    assert report.main([*paths, "--out", str(folder / "B.md"), "--picture", picture]) == 0
+    return (folder / "B.md").read_text()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:matplotlib")
+def test_report_of_everything(monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib")
+    report = load("report", monkeypatch)
+    text = written(report, ["overhead", "zoo", "training", "curves"], tmp_path)
+    expected = [
+        "Abacus", "torch=/path/to/torch/bin/python --data FOLDER --json figures.json",
+        "NumPy 2.0, SmallPebble 4.0.0, jax 1, torch 2.0",
+        "| CNN | float32 | 2 | best | 3.00 | 24.4 | failed | **0.12** | 0.55 | 0.43 |",
+        "avx2 was left out: not available",
+        "12 page faults in a training step (goal: fewer than 1000); peak memory 1.00",
+        "| cnn float32 2 threads | torch 2.0 | 24.4 | 2.00 | 1.00 | 12 | 50 | - | 1 | 1.0e-07 |",
+        "| more | 3.0e-03 | 1.0e-04 | 1.0e-04 | missed |",
+        "Above 1.3 of the fastest: 2 of 3",
+        f"| matmul 1x1 1x1, forward | {report._CALL} | 4.56 | 4.56 | 1.00 | torch |",
+        f"| matmul of its own, forward | {report.NO_REASON} | 1.50 |",
+        "| **convolution and pooling** | 0.50 | 1 | 0 | 0 | 0.8 |",
+        "| parameters, whose gradients are wanted too | 5.50 | 7.70 |",
+        "| batch 1 | 250 | 250000 | 1.00 |",
+        "All together: 1.90 times as fast",
+        "](picture.svg)",
+    ]  # fmt: skip
+    assert [one for one in expected if one not in text] == []
+    assert "secret" not in text
+    for line in text.split("\n"):  # every row of a table has as many cells as its head
+        if not line.startswith("|"):
+            cells = None
+            continue
+        cells = cells or line.count("|")
+        assert line.count("|") == cells, line
+    picture = (tmp_path / "picture.svg").read_bytes()
+    assert b"</svg>" in picture and len(picture) < 150_000
+    assert written(report, ["overhead", "zoo", "training", "curves"], tmp_path) == text
+    assert (tmp_path / "picture.svg").read_bytes() == picture
+
+
+@pytest.mark.parametrize("kind", ["curves", "overhead"])
+def test_report_without_a_picture(kind, monkeypatch, tmp_path):
+    text = written(load("report", monkeypatch), [kind], tmp_path)
+    assert "![" not in text and not (tmp_path / "picture.svg").exists()
+    assert text.count("\n## ") == {"curves": 2, "overhead": 4}[kind]
+
+
+def test_reasons_are_for_shapes_of_the_zoo(monkeypatch):
+    report, zoo = load("report", monkeypatch), load("zoo", monkeypatch)
+    parts = ("forward", "grad images", "grad kernels", "grad a", "grad b", "both", "step")
+    rows = [{"case": label, "part": part} for _, label, _ in zoo.ZOO for part in parts]
+    given = {report.why(row) for row in rows}
+    assert not set(report.REASONS.values()) - given
+
+
+@pytest.mark.parametrize("content", [None, "no JSON", "[]", '{"schema": 1}', '{"schema": 9}'])
+def test_what_is_no_report(content, monkeypatch, tmp_path, capsys):
+    from smallpebble.cli import guarded
+
+    path = tmp_path / "report.json"
+    if content is not None:
+        path.write_text(content)
+    out = tmp_path / "B.md"
+    arguments = [str(path), "--out", str(out), "--picture", "b.svg"]
+    report = load("report", monkeypatch)
+    assert guarded(lambda: report.main(arguments)) == 2
+    assert str(path) in capsys.readouterr().err
+    assert not out.exists()
+
+
 class Scripted:
     """A worker whose answers are known beforehand."""
 

@@ -16,7 +16,7 @@ import smallpebble as sp
 from smallpebble import cli
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
+DOCUMENTS = ("README.md", "ARCHITECTURE.md", "BENCHMARKS.md", "CONTRIBUTING.md", "CHANGELOG.md")
 NOT_RUN = "<!-- not run: needs a download -->"
 PATH = re.compile(r"(?<![\w/.*<])(?:[\w.]+/)*\w[\w.]*\.(?:py|pyx|pxi|inc|h|md|toml)\b")
 DATA = Path(os.environ.get("SMALLPEBBLE_TEST_DATA") or ROOT.parent / "shared" / "data")
