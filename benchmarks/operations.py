@@ -574,6 +574,7 @@ class TensorFlow:
     """Raw operations, called one by one and within a tf.function."""
 
     def __init__(self, library):
+        self.library = library
         self.tf = library.tf
 
     def quiet(self):
@@ -718,26 +719,7 @@ class TensorFlow:
             powers = [tf.Variable(tf.constant(beta, dtype)) for beta in (BETA1, BETA2)]
             gradients = [tf.constant(g) for g in gs]
 
-            def step():
-                # The operation adds epsilon to the root of v before v's start bias is taken out.
-                epsilon = EPS * tf.sqrt(1 - powers[1])
-                for p, m, v, g in zip(variables, ms, vs, gradients):
-                    tf.raw_ops.ResourceApplyAdam(
-                        var=p.handle,
-                        m=m.handle,
-                        v=v.handle,
-                        beta1_power=powers[0],
-                        beta2_power=powers[1],
-                        lr=tf.constant(ALPHA, dtype),
-                        beta1=tf.constant(BETA1, dtype),
-                        beta2=tf.constant(BETA2, dtype),
-                        epsilon=epsilon,
-                        grad=g,
-                    )
-                powers[0].assign(powers[0] * BETA1)
-                powers[1].assign(powers[1] * BETA2)
-
-            return variables, step
+            return variables, lambda: self.library.adam(variables, ms, vs, powers, gradients)
 
         def way(wrap):
             variables, step = update()

@@ -381,9 +381,8 @@ cdef bint pools_at_once(const geometry *s, int real) noexcept:
             and s.oh * s.ow <= POOLED_BYTES // s.m // REAL_BYTES[real])
 
 
-cdef object known_codes(Operand g, Operand codes, const geometry *s, pooling *p, int real,
-                        str kernel):
-    """Take `codes` for the pooling, after a check that they fit g and name pixels."""
+cdef object known_codes(Operand codes, const geometry *s, pooling *p, int real, str kernel):
+    """Take `codes`, of the shape of g, for the pooling, after a check that they name pixels."""
     cdef pool_body check = check_codes_table[real]
     cdef int threads = pool.threads() if codes.size() > 100000 else 1
     p.window.n, p.window.c = s.n, s.m
@@ -449,7 +448,7 @@ def conv2d_maxpool2d_grad_images(g, codes, kernels, window, pool, alpha=1.0):
             and x.view.shape[3] == k.view.shape[3]):
         misfit(name, (g, codes, kernels))
     s.n, s.c, s.m = x.view.shape[0], k.view.shape[2], k.view.shape[3]
-    known_codes(x, i, &s, &p, real, name)
+    known_codes(i, &s, &p, real, name)
     # The direct kernel takes tiles over the batch, so it needs the whole array.
     if not s.m or not s.c or not pools_at_once(&s, real) or not use_winograd(&s):
         return conv2d_grad_images(unpooled(x.array, i.array, pool, alpha), kernels, window)
@@ -475,7 +474,7 @@ def conv2d_maxpool2d_grad_kernels(g, codes, images, window, pool, alpha=1.0):
             and x.view.shape[0] == k.view.shape[0]):
         misfit(name, (g, codes, images))
     s.n, s.c, s.m = k.view.shape[0], k.view.shape[3], x.view.shape[3]
-    known_codes(x, i, &s, &p, real, name)
+    known_codes(i, &s, &p, real, name)
     if not s.m or not s.c or not pools_at_once(&s, real):
         return conv2d_grad_kernels(unpooled(x.array, i.array, pool, alpha), images, window)
     y = fresh((s.kh, s.kw, s.c, s.m), REALS[real])

@@ -259,6 +259,27 @@ class TensorFlow:
         self.tf = tf
         self.version = tf.__version__
 
+    def adam(self, parameters, m, v, powers, gradients):
+        """One step, by the fused operation; `powers` are those of beta1 and beta2, of the dtype."""
+        tf, dtype = self.tf, powers[0].dtype
+        # The operation adds epsilon to the root of v before v's start bias is taken out.
+        epsilon = EPS * tf.sqrt(1 - powers[1])
+        for p, m_, v_, g in zip(parameters, m, v, gradients):
+            tf.raw_ops.ResourceApplyAdam(
+                var=p.handle,
+                m=m_.handle,
+                v=v_.handle,
+                beta1_power=powers[0],
+                beta2_power=powers[1],
+                lr=tf.constant(ALPHA, dtype),
+                beta1=tf.constant(BETA1, dtype),
+                beta2=tf.constant(BETA2, dtype),
+                epsilon=epsilon,
+                grad=g,
+            )
+        powers[0].assign(powers[0] * BETA1)
+        powers[1].assign(powers[1] * BETA2)
+
     def net(self, name, parameters):
         tf = self.tf
         dtype = parameters[0].dtype
@@ -283,24 +304,7 @@ class TensorFlow:
             with tf.GradientTape() as tape:
                 losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, scores(x))
                 loss = tf.reduce_sum(losses)
-            gradients = tape.gradient(loss, parameters)
-            # The operation adds epsilon to the root of v before v's start bias is taken out.
-            epsilon = EPS * tf.sqrt(1 - powers[1])
-            for p, m_, v_, g in zip(parameters, m, v, gradients):
-                tf.raw_ops.ResourceApplyAdam(
-                    var=p.handle,
-                    m=m_.handle,
-                    v=v_.handle,
-                    beta1_power=powers[0],
-                    beta2_power=powers[1],
-                    lr=tf.constant(ALPHA, dtype),
-                    beta1=tf.constant(BETA1, dtype),
-                    beta2=tf.constant(BETA2, dtype),
-                    epsilon=epsilon,
-                    grad=g,
-                )
-            powers[0].assign(powers[0] * BETA1)
-            powers[1].assign(powers[1] * BETA2)
+            self.adam(parameters, m, v, powers, tape.gradient(loss, parameters))
             return loss
 
         self.step = tf.function(step)
