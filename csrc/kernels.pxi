@@ -278,7 +278,7 @@ cdef bint use_winograd(const geometry *s) except -1:
     if wanted == "winograd":
         return True
     # Rows of tiles are taken whole, so wide images would take much scratch memory.
-    return (s.c >= 16 and s.m >= 16 and s.n * tiles >= 32 and s.n >= 4
+    return (s.c >= 16 and s.m >= 16 and s.n * tiles >= 32
             and 9 * tiles <= 2 * s.oh * s.ow and s.ow <= 512)
 
 
