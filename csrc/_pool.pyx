@@ -13,7 +13,7 @@ cdef extern from "pool.c.h":
     void pool_set_threads(int n, int cores) nogil
     unsigned pool_jobs()
     size_t pool_scratch_bytes()
-    void pool_release_scratch()
+    void pool_release_scratch() nogil
 
 
 if pool_init():
@@ -44,5 +44,6 @@ def scratch_bytes():
 
 
 def release_scratch():
-    """Free the scratch memory of the calling thread; that of others goes when they end."""
-    pool_release_scratch()
+    """Free the scratch memory of the calling thread and of the pool, whose threads end."""
+    with nogil:  # a job of another thread may have to end first
+        pool_release_scratch()

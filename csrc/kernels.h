@@ -64,6 +64,49 @@ static const row_function loss_grad_table[2] = BOTH(loss_grad);
 static const add_rows_function add_rows_table[2] = BOTH(add_rows);
 static const adam_function adam_table[2] = BOTH(adam);
 
+/* Products of a batch: c[i] = a[i] @ b[i] for an index i of `dims` axes. Small ones are tasks, large
+ * ones share each its own work. */
+#define BATCH_DIMS 64
+#define BATCH_WORK 2e7 /* so many operations or more are shared */
+
+typedef struct {
+    matmul_function function;
+    const pool_api *pool;
+    const char *a, *b;
+    char *c;
+    ptrdiff_t m, n, k, ai, ak, bk, bj;                /* of each product, see matmul */
+    ptrdiff_t count, size, tasks;                     /* size: bytes of a product */
+    ptrdiff_t shape[BATCH_DIMS], a_steps[BATCH_DIMS], b_steps[BATCH_DIMS]; /* steps in bytes */
+    int dims, status;
+} matmul_batch;
+
+static void matmul_batch_task(void *context, ptrdiff_t task, int worker) {
+    matmul_batch *job = context;
+    const ptrdiff_t end = part(job->count, job->tasks, task + 1);
+    (void)worker;
+    for (ptrdiff_t i = part(job->count, job->tasks, task); i < end; i++) {
+        const char *a = job->a, *b = job->b;
+        ptrdiff_t index = i;
+        for (int d = job->dims - 1; d >= 0; d--) {
+            a += index % job->shape[d] * job->a_steps[d];
+            b += index % job->shape[d] * job->b_steps[d];
+            index /= job->shape[d];
+        }
+        if (job->function(job->pool, a, b, job->c + i * job->size, job->m, job->n, job->k, job->ai,
+                          job->ak, job->bk, job->bj))
+            __atomic_store_n(&job->status, -1, __ATOMIC_RELAXED);
+    }
+}
+
+static int run_matmul_batch(matmul_batch *job) {
+    const double work = 2.0 * (double)job->m * (double)job->n * (double)job->k;
+    const int threads =
+        work * (double)job->count < 4e5 || work >= BATCH_WORK ? 1 : job->pool->threads();
+    job->tasks = threads == 1 ? 1 : least(job->count, 8 * threads);
+    if (job->count) job->pool->run(matmul_batch_task, job, job->tasks, threads);
+    return job->status;
+}
+
 /* y[i, :] = a[index[i], :], rows of any type by their bytes */
 typedef struct {
     const char *a;

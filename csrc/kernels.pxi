@@ -77,6 +77,19 @@ cdef extern from "kernels.h" nogil:
     const row_function *loss_grad_table
     const add_rows_function *add_rows_table
     const adam_function *adam_table
+    const int BATCH_DIMS
+    ctypedef struct matmul_batch:
+        matmul_function function
+        const pool_api *pool
+        const char *a
+        const char *b
+        char *c
+        Py_ssize_t m, n, k, ai, ak, bk, bj, count, size
+        Py_ssize_t shape[]
+        Py_ssize_t a_steps[]
+        Py_ssize_t b_steps[]
+        int dims, status
+    int run_matmul_batch(matmul_batch *) nogil
     void take_rows(const pool_api *, const void *, const Py_ssize_t *, Py_ssize_t, Py_ssize_t,
                    void *) noexcept
 
@@ -725,16 +738,19 @@ cdef Operand read_matrix(object array, int real):
     return hold(np.array(array, REALS[real], order="C"), PyBUF_STRIDES)
 
 
+cdef Py_ssize_t batch_step(Py_buffer *view, Py_ssize_t axis) noexcept:
+    """Bytes between matrices along a batch axis, counted from the last one; 0 where it is spread."""
+    axis += view.ndim - 2
+    return view.strides[axis] if axis >= 0 and view.shape[axis] > 1 else 0
+
+
 def matmul(a, b):
     """Matrix product as `numpy.matmul`, batches broadcast: (..., i, k) @ (..., k, j)."""
     a = plain(a, "matmul")
     b = plain(b, "matmul")
     cdef int real = common(real_of(a), real_of(b))
-    cdef Py_ssize_t m, n, k, i, d, count, index, size, item
-    cdef int status = 0, batch_dims
-    cdef const char *pa
-    cdef const char *pb
-    cdef char *pc
+    cdef Py_ssize_t m, n, k, i, item
+    cdef int status
     if not a.ndim or not b.ndim:
         raise ValueError(f"matmul: scalars have no product: {a.shape} and {b.shape}")
     if real == OTHER:
@@ -760,34 +776,26 @@ def matmul(a, b):
             tuple([va.shape[i] for i in range(va.ndim - 2)]),
             tuple([vb.shape[i] for i in range(vb.ndim - 2)]),
         )
-    batch_dims = len(batch)
     cdef tuple shape = batch + (() if is_row else (m,)) + (() if is_column else (n,))
     cdef Operand z = fresh(shape, REALS[real])
-    cdef matmul_function function = matmul_table[real]
-    count = 1
-    for i in range(batch_dims):
-        count *= z.view.shape[i]
-    cdef Py_ssize_t ai = va.strides[va.ndim - 2] // item, ak = va.strides[va.ndim - 1] // item
-    cdef Py_ssize_t bk = vb.strides[vb.ndim - 2] // item, bj = vb.strides[vb.ndim - 1] // item
+    cdef matmul_batch job
+    job.function, job.pool, job.status = matmul_table[real], pool, 0
+    job.a, job.b, job.c = <const char *>va.buf, <const char *>vb.buf, <char *>z.view.buf
+    job.m, job.n, job.k, job.size = m, n, k, m * n * item
+    job.ai, job.ak = va.strides[va.ndim - 2] // item, va.strides[va.ndim - 1] // item
+    job.bk, job.bj = vb.strides[vb.ndim - 2] // item, vb.strides[vb.ndim - 1] // item
+    job.dims, job.count = len(batch), 1
+    for i in range(job.dims):
+        job.count *= z.view.shape[i]
+        job.shape[i] = z.view.shape[i]
+        job.a_steps[i] = batch_step(va, i - job.dims)
+        job.b_steps[i] = batch_step(vb, i - job.dims)
     if vb.ndim == 2 and va.ndim > 2 and is_packed(va):  # one b for all: the rows of one matrix
-        m *= count
-        count, batch_dims = 1, 0
-        ai, ak = k, 1
+        job.m *= job.count
+        job.count, job.dims = 1, 0
+        job.ai, job.ak = k, 1
     with nogil:
-        for i in range(count):
-            pa, pb = <const char *>va.buf, <const char *>vb.buf
-            pc = <char *>z.view.buf + i * m * n * item
-            index = i
-            for d in range(batch_dims - 1, -1, -1):
-                size = z.view.shape[d]
-                if d - batch_dims + va.ndim - 2 >= 0 and va.shape[d - batch_dims + va.ndim - 2] > 1:
-                    pa += index % size * va.strides[d - batch_dims + va.ndim - 2]
-                if d - batch_dims + vb.ndim - 2 >= 0 and vb.shape[d - batch_dims + vb.ndim - 2] > 1:
-                    pb += index % size * vb.strides[d - batch_dims + vb.ndim - 2]
-                index //= size
-            status = function(pool, pa, pb, pc, m, n, k, ai, ak, bk, bj)
-            if status:
-                break
+        status = run_matmul_batch(&job)
     return finished(status, z, "matmul")
 
 

@@ -223,8 +223,12 @@ static void *pool_scratch(size_t bytes) {
     return block->memory;
 }
 
-/* Not from the body of a job: it frees what the calling thread has. */
+/* Not from the body of a job: free what the calling thread has, and end the workers, which frees
+ * theirs. */
 static void pool_release_scratch(void) {
+    pthread_mutex_lock(&pool_busy);
+    pool_join();
+    pthread_mutex_unlock(&pool_busy);
     pool_scratch_block *block = pthread_getspecific(pool_scratch_key);
     if (block) pool_resize_scratch(block, 0);
 }

@@ -71,7 +71,7 @@ def release_memory() -> None:
 
     Kernels keep the memory of large results that are gone, for the next ones: at most so much that,
     with what is in use, it is no more than what was in use at once before. Scratch memory is that
-    of the calling thread.
+    of the calling thread and of the pool, whose threads end and start again when they are wanted.
     """
     _alloc.release()
     if _pool:

@@ -565,6 +565,9 @@ def _matmul_add(a, b, c):
 def matmul(a: Operand, b: Operand) -> Variable:
     """Matrix product as `numpy.matmul`: (..., i, k) @ (..., k, j), batches broadcast, or 1-D."""
     a, b = _whole(a), _whole(b)
+    rows, columns = a.shape, b.shape
+    if len(rows) == 2 and len(columns) == 2 and rows[1] == columns[0]:
+        return _matmul(a, b)
     if not a.ndim or not b.ndim or a.shape[-1] != b.shape[builtins.max(-2, -b.ndim)]:
         raise ValueError(f"matmul: shapes {a.shape} and {b.shape} do not fit: (..., k) @ (k, ...)")
     if a.ndim > 2 and b.ndim > 2:

@@ -48,9 +48,11 @@ def guarded_empty(shape, dtype=float, at_end=True):
 
 
 def guarded(args, at_end):
-    """All arrays among `args`, each in a room of its own."""
+    """All arrays among `args`, each in a room of its own, with its axes in the same order there."""
     for path, array in arrays_in(args):
-        copy = guarded_empty(array.shape, array.dtype, at_end)
+        axes = sorted(range(array.ndim), key=lambda axis: -array.strides[axis])
+        room = guarded_empty([array.shape[axis] for axis in axes], array.dtype, at_end)
+        copy = room.transpose(np.argsort(axes).tolist())
         copy[...] = array
         args = put(args, path, copy)
     return args

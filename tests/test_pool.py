@@ -160,6 +160,21 @@ def test_same_bits_for_any_number_of_threads(compiled, kernel, set_num_threads):
     assert was_shared == (kernel.name not in ALONE)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_same_bits_of_products_for_any_number_of_threads(compiled, dtype, set_num_threads):
+    """Columns beyond whole vectors, and a small product with a long inner axis."""
+    kernel = KERNELS["matmul"]
+    for m, k, n in ((200, 130, 100), (97, 300, 33), (64, 9001, 5), (24, 20000, 40)):
+        for flips in ((False, False), (True, False), (False, True)):
+            args = kernel.make(((m, k), (k, n), *flips), np.random.default_rng(k), dtype)
+            assert is_shared(kernel, compiled.matmul, args), (m, k, n)
+            set_num_threads(1)
+            want = kernel.run(compiled.matmul, args)
+            for count in COUNTS[1:]:
+                set_num_threads(count)
+                assert equal(kernel.run(compiled.matmul, args), want), (m, k, n, flips, count)
+
+
 @every_kernel
 def test_same_bits_for_any_place_in_memory(compiled, kernel, set_num_threads):
     """Operands and results at each of the 16 places that a float32 has in a cache line."""

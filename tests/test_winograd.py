@@ -115,7 +115,12 @@ def test_direct_kernels_keep_to_the_gate(compiled, name, dtype):
 @both_dtypes
 @pytest.mark.parametrize("name", KERNELS)
 def test_the_same_bits_for_any_threads(compiled, name, dtype):
-    for shape in ((9, 8, 8, 32, 48, "SAME"), (4, 40, 30, 16, 70, "VALID")):
+    for shape in (
+        (9, 8, 8, 32, 48, "SAME"),
+        (4, 40, 30, 16, 70, "VALID"),
+        (1, 61, 30, 17, 20, "SAME"),
+        (2, 49, 20, 33, 16, "VALID"),
+    ):
         args = problem(shape, dtype)[name]
         with sp.num_threads(1):
             want = by("winograd", compiled, name, args).tobytes()

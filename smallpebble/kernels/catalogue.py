@@ -334,7 +334,10 @@ _CONVOLUTIONS = (
     (5, 32, (7, 7, 3, 3, 1, 1, "VALID"), 32),
     (33, 2, (3, 3, 3, 3, 1, 1, "SAME"), 3),
     (67, 1, (2, 2, 2, 2, 1, 1, "VALID"), 1),
+    (3, 13, (9, 10, 3, 3, 1, 1, "SAME"), 17),
+    (2, 3, (23, 25, 11, 11, 4, 4, "SAME"), 64),
     (5, 17, (12, 13, 3, 3, 1, 1, "VALID"), 19),  # by Winograd's algorithm, unless told otherwise
+    (1, 17, (38, 20, 3, 3, 1, 1, "SAME"), 19),
 )
 
 
@@ -651,6 +654,16 @@ _PRODUCTS = (
     ((31, 17), (17, 129)),
     ((100, 257), (257, 65)),
     ((33, 1537), (1537, 37)),
+    # few columns beyond whole vectors, with vectors along k or along the rows of a
+    *(
+        ((37, 131), (131, n), *transposed)
+        for n in (1, 2, 3, 4, 8, 18, 100)
+        for transposed in ((False, False), (True, False), (False, True), (True, True))
+    ),
+    # a small product with a long k
+    ((13, 2100), (2100, 17), True, False),
+    ((5, 8193), (8193, 3)),
+    ((50, 17000), (17000, 20), True, True),
     # vectors
     ((5,), (5,)),
     ((65,), (65,)),
