@@ -46,10 +46,6 @@ _CALL = (
 _NUMPY_ADD = (
     "The addition is NumPy's, by one thread, into memory that the system hands out anew each time."
 )
-_PASSES = (
-    "The rule is written in operations: several passes over the array, most of them NumPy's and by "
-    "one thread, each into an array of its own."
-)
 _LANES = "The channels do not fill whole vectors, and those left over are written number by number."
 _DIRECT = "Winograd's algorithm begins at four images; a single one is summed directly."
 _FEW_TILES = (
@@ -96,7 +92,6 @@ REASONS = {
         "Rows of 48 numbers: adding up the lanes of a vector, once for each row, costs more than "
         "adding vectors."
     ),
-    "softmax*grad a": _PASSES,
     "maxpool2d 64x24x24x6": _LANES,
     "maxpool2d 16x29x31x13": _LANES,
     "maxpool2d*3x3 SAME, forward": (

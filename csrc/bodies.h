@@ -13,6 +13,7 @@
 #undef TILE
 #undef POOL_KERNEL
 #undef ROW_TASK
+#undef GRAD_TASK
 #undef SUM_TASK
 #undef ROW_KERNEL
 #undef LEAKY_KERNEL

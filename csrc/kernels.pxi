@@ -73,6 +73,8 @@ cdef extern from "kernels.h" nogil:
     const leaky_function *leaky_relu_grad_a_table
     const row_function *softmax_table
     const row_function *log_softmax_table
+    const row_function *softmax_grad_table
+    const row_function *log_softmax_grad_table
     const row_function *loss_table
     const row_function *loss_grad_table
     const add_rows_function *add_rows_table
@@ -838,8 +840,9 @@ def leaky_relu_grad_a(g, a, alpha=0.02):
     return y.array
 
 
-cdef object along_axis(row_function *table, object fallback, str kernel, object a, object axis):
-    """Run a kernel of rows along one axis, which is moved last for it."""
+cdef object along_axis(row_function *table, object fallback, str kernel, object a, object axis,
+                       object g=None):
+    """Run a kernel of rows along one axis, which is moved last for it; of `g` too if there is one."""
     a = plain(a, kernel)
     cdef int real = real_of(a)
     cdef Py_ssize_t ndim = a.ndim, at, classes, rows
@@ -847,21 +850,30 @@ cdef object along_axis(row_function *table, object fallback, str kernel, object 
         raise TypeError(f"{kernel}: axis must be an integer, got {axis!r}")
     if not -ndim <= axis < ndim:
         raise ValueError(f"{kernel}: axis {axis} is out of range for {ndim} dimension(s)")
-    if real == OTHER:
+    if g is not None:
+        if g.shape != a.shape:
+            raise ValueError(f"{kernel}: shapes {g.shape} and {a.shape} differ")
+        if real == OTHER or g.dtype != a.dtype:
+            return fallback(g, a, axis)
+    elif real == OTHER:
         return fallback(a, axis)
     at = axis
     at += ndim if at < 0 else 0
     if a.shape[at] == 0:
         raise ValueError(f"{kernel}: nothing along axis {axis} of shape {a.shape}")
     moved = a if at == ndim - 1 else np.moveaxis(a, at, -1)
-    cdef Operand x = read(moved, real), y = fresh(moved.shape, REALS[real])
+    cdef Operand x = read(moved, real), y = fresh(moved.shape, REALS[real]), d = None
     cdef row_function function = table[real]
+    cdef const void *incoming = NULL
+    if g is not None:
+        d = read(g if at == ndim - 1 else np.moveaxis(g, at, -1), real)
+        incoming = d.view.buf
     classes = x.view.shape[x.view.ndim - 1]
     rows = x.size() // classes if classes else 0
-    if x.size() != y.size():
+    if not same_shape(x, y) or not (d is None or same_shape(x, d)):
         raise ValueError(f"{kernel}: an array changed its shape while it was in use")
     with nogil:
-        function(pool, NULL, x.view.buf, y.view.buf, NULL, rows, classes)
+        function(pool, incoming, x.view.buf, y.view.buf, NULL, rows, classes)
     return y.array if at == ndim - 1 else np.ascontiguousarray(np.moveaxis(y.array, -1, at))
 
 
@@ -874,6 +886,18 @@ def log_softmax(a, axis=-1):
     """log(softmax(a)) along one `axis`, without taking the log of an underflowed number."""
     return along_axis(
         <row_function *>log_softmax_table, reference.log_softmax, "log_softmax", a, axis)
+
+
+def softmax_grad_a(g, y, axis=-1):
+    """Adjoint of `softmax` where it gave `y`: y * (g - sum(g * y)) along one `axis`."""
+    return along_axis(<row_function *>softmax_grad_table, reference.softmax_grad_a,
+                      "softmax_grad_a", y, axis, plain(g, "softmax_grad_a"))
+
+
+def log_softmax_grad_a(g, y, axis=-1):
+    """Adjoint of `log_softmax` where it gave `y`: g - exp(y) * sum(g) along one `axis`."""
+    return along_axis(<row_function *>log_softmax_grad_table, reference.log_softmax_grad_a,
+                      "log_softmax_grad_a", y, axis, plain(g, "log_softmax_grad_a"))
 
 
 cdef Operand read_labels(object logits, object labels, str kernel):

@@ -589,13 +589,33 @@ def matmul(a: Operand, b: Operand) -> Variable:
 @primitive
 def _softmax(a, axis):
     value = kernels.softmax(_inexact(a), axis)
-    return value, lambda g, y, a: y * (g - sum(g * y, axis, keepdims=True))
+    return value, lambda g, y, a: _softmax_grad(g, y, axis)
+
+
+@primitive
+def _softmax_grad(g, y, axis):
+    def rule_y(gg, z, g, y):
+        along = sum(g * y, axis, keepdims=True)
+        return gg * (g - along) - g * sum(gg * y, axis, keepdims=True)
+
+    value = kernels.softmax_grad_a(np.asarray(g), np.asarray(y), axis)
+    return value, lambda gg, z, g, y: _softmax_grad(gg, y, axis), rule_y
 
 
 @primitive
 def _log_softmax(a, axis):
     value = kernels.log_softmax(_inexact(a), axis)
-    return value, lambda g, y, a: g - exp(y) * sum(g, axis, keepdims=True)
+    return value, lambda g, y, a: _log_softmax_grad(g, y, axis)
+
+
+@primitive
+def _log_softmax_grad(g, y, axis):
+    value = kernels.log_softmax_grad_a(np.asarray(g), np.asarray(y), axis)
+    return (
+        value,
+        lambda gg, z, g, y: gg - sum(gg * exp(y), axis, keepdims=True),
+        lambda gg, z, g, y: -gg * exp(y) * sum(g, axis, keepdims=True),
+    )
 
 
 def _along(function, a, axis, operation):
@@ -659,7 +679,7 @@ def _losses_grad(g, logits, labels):
 
     def rule_logits(gg, y, g, logits):
         p = _softmax(logits, 1)
-        return p * (gg - sum(gg * p, 1, keepdims=True)) * reshape(g, (-1, 1))
+        return _softmax_grad(gg, p, 1) * reshape(g, (-1, 1))
 
     value = kernels.softmax_cross_entropy_grad_logits(np.asarray(g), _inexact(logits), labels)
     return value, rule_g, rule_logits
@@ -719,7 +739,8 @@ def softmax_cross_entropy(
     losses = _losses(_as_rows(logits, axis), labels.reshape(-1))
     if reduction == "none":
         return reshape(losses, labels.shape)
-    return sum(losses) if reduction == "sum" else mean(losses)
+    total = _sum_to(losses, ())
+    return total if reduction == "sum" else total / labels.size
 
 
 def _from_rows(rows, shape, axis):

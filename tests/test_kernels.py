@@ -556,6 +556,17 @@ def row_kernels(tier, count, width):
     labels, g = rng.integers(0, width, count), rng.standard_normal(count)
     yield "softmax", lambda a, pick: tier.softmax(a[pick])
     yield "log_softmax", lambda a, pick: tier.log_softmax(a[pick])
+    rows = rng.standard_normal((count, width))
+
+    def adjoint(function):
+        def of_rows(a, pick):
+            y = np.where(np.isfinite(a), np.clip(a, -1, 0), a)
+            return function(rows[pick].astype(a.dtype), y[pick])
+
+        return of_rows
+
+    yield "softmax_grad_a", adjoint(tier.softmax_grad_a)
+    yield "log_softmax_grad_a", adjoint(tier.log_softmax_grad_a)
     yield (
         "softmax_cross_entropy",
         lambda a, pick: tier.softmax_cross_entropy(a[pick], labels[pick]),
@@ -571,7 +582,7 @@ def row_kernels(tier, count, width):
 @both_dtypes
 def test_a_row_does_not_depend_on_its_batch(compiled, dtype):
     """The same bits alone, in any place of any batch, and for any number of threads."""
-    for width in (*range(1, 41), 63, 64, 65, 100):
+    for width in (*range(1, 41), 63, 64, 65, 100, 129, 515):
         count = 37
         a = odd_rows(count, width, dtype)
         for name, function in row_kernels(compiled, count, width):
@@ -1103,22 +1114,46 @@ def test_shapes_that_do_not_broadcast(tier):
         tier.matmul(np.array(1, np.float32), a)
 
 
-@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "softmax_grad_a", "log_softmax_grad_a"])
 def test_axes(tier, name):
     function = getattr(tier, name)
-    a = np.ones((2, 3, 4), np.float32)
+    count = 2 if name.endswith("_grad_a") else 1
+    a = (np.ones((2, 3, 4), np.float32),) * count
     for axis in (0, 1, 2, -1, -2, -3, np.int64(1)):
-        assert close([function(a, axis)], [getattr(reference, name)(a, int(axis))])
+        assert close([function(*a, axis)], [getattr(reference, name)(*a, int(axis))])
     for axis in (3, -4, 2**31, -(2**31), 2**63 - 1):
         with pytest.raises((ValueError, IndexError)):  # NumPy's AxisError is both
-            function(a, axis)
+            function(*a, axis)
     for axis in (1.0, "1", 1j):
         with pytest.raises(TypeError):
-            function(a, axis)
+            function(*a, axis)
     with pytest.raises(ValueError, match=r"\w"):
-        function(np.ones((2, 0), np.float32))
-    got = attempt_directly(function, (np.array(3, np.float32),))
+        function(*(np.ones((2, 0), np.float32),) * count)
+    got = attempt_directly(function, (np.array(3, np.float32),) * count)
     assert isinstance(got, REFUSALS) or got[0] == (1 if name == "softmax" else 0)
+
+
+@pytest.mark.parametrize("name", ["softmax_grad_a", "log_softmax_grad_a"])
+def test_adjoints_of_softmax_want_g_of_the_same_shape(tier, name):
+    y = np.ones((2, 3), np.float32)
+    for shape in ((3,), (2, 1), (2, 4), (3, 2), (2, 3, 1), ()):
+        with pytest.raises(ValueError, match=name):
+            getattr(tier, name)(np.ones(shape, np.float32), y)
+    got = getattr(tier, name)(np.ones((2, 3)), y)  # each in its own dtype, as NumPy does
+    assert got.dtype == np.float64
+
+
+@both_dtypes
+def test_exp_of_any_y(tier, dtype):
+    """log_softmax gives nothing above 0, but the adjoint is right there too."""
+    lowest = -110 if dtype == np.float32 else -760
+    kernel = KERNELS["log_softmax_grad_a"]
+    for n in (7, 31, 33, 513, 515):
+        for highest in (0, 1e-30, 3, 80):
+            y = np.linspace(lowest, highest, n).astype(dtype)
+            for order in (1, -1):
+                args = (np.ones(n, dtype), y[::order].copy())
+                assert compare(kernel, tier.log_softmax_grad_a(*args), args, dtype) <= 1
 
 
 # ------------------------------------------------------------------------------ hostile objects
@@ -1178,11 +1213,12 @@ def test_arguments_that_change_arrays(tier):
             a = np.ones((64, 1), dtype)
             at("broadcast_to")
             attempt_directly(tier.broadcast_to, (a, (64, Spoiler(64, lambda a=a: _shrink(a)))))
-            for name in ("softmax", "log_softmax"):
+            for name in ("softmax", "log_softmax", "softmax_grad_a", "log_softmax_grad_a"):
                 a = np.ones((64, 64), dtype)
                 at(name)
                 spoiler = Spoiler(1, lambda a=a: _shrink(a))
-                attempt_directly(getattr(tier, name), (a, spoiler))
+                arrays = (a, a) if name.endswith("_grad_a") else (a,)
+                attempt_directly(getattr(tier, name), (*arrays, spoiler))
             a, g = np.ones((64, 64), dtype), np.ones((64, 64), dtype)
             at("leaky_relu")
             attempt_directly(tier.leaky_relu, (a, Spoiler(1, lambda a=a: _shrink(a))))
@@ -1413,6 +1449,8 @@ SPECS = {
     "leaky_relu_grad_a": elements,
     "softmax": rows(),
     "log_softmax": rows(),
+    "softmax_grad_a": rows(),
+    "log_softmax_grad_a": rows(),
     "softmax_cross_entropy": losses,
     "softmax_cross_entropy_grad_logits": losses,
     "add_at": tables,

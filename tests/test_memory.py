@@ -164,6 +164,8 @@ ODD_WORK = {
     "leaky_relu_grad_a": (((333, 1031), ()),),
     "softmax": (((1031, 131), None, 5), ((131, 1031), 0, 5)),
     "log_softmax": (((1031, 131), None, 5),),
+    "softmax_grad_a": (((1031, 131), None, 5), ((131, 1031), 0, 5)),
+    "log_softmax_grad_a": (((1031, 131), None, 5), ((40011, 13), None, 5)),
     "softmax_cross_entropy": ((1031, 131, np.int64, 5),),
     "softmax_cross_entropy_grad_logits": ((1031, 131, np.int64, 5),),
     "take": (((333, 517), 1031, np.int64),),

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import smallpebble as sp
 from smallpebble import gradcheck, images, ops
 from smallpebble.core import Variable
+from smallpebble.kernels import reference
 
 H = np.finfo(np.float64).eps ** (1 / 3)
 NAN, INF = np.nan, np.inf
@@ -1585,6 +1586,22 @@ def test_a_wrong_slope_is_refused_at_the_call(alpha):
             sp.leaky_relu(v, alpha)
 
 
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+@pytest.mark.parametrize(("shape", "axis"), [((3, 4), 1), ((4, 2), 0), ((2, 3, 2), 1), ((2, 9), 1)])
+def test_adjoints_of_softmax_in_all_they_depend_on(name, shape, axis):
+    """Anywhere, not only where a softmax gave y: nothing cancels."""
+    rng = np.random.default_rng(len(shape))
+    adjoint, plain = getattr(ops, f"_{name}_grad"), getattr(reference, f"{name}_grad_a")
+    gradcheck.check_grad(
+        [rng.standard_normal(shape), rng.standard_normal(shape)],
+        lambda g, y: adjoint(g, y, axis),
+        lambda g, y: plain(g, y, axis),
+        delta=1e-5,
+        eps=1e-6,
+        order=2,
+    )
+
+
 # ---------------------------------------------------------------------------------------- order 3
 
 
@@ -1593,13 +1610,26 @@ def _network(x, k):
     return sp.softmax(sp.reshape(h, (1, -1)))
 
 
-def test_order_three_through_convolution_relu_pooling_softmax():
-    args = Case("network", "", None, None, ((1, 4, 4, 1), (2, 2, 1, 2)), True).args()
+@pytest.mark.parametrize(
+    ("function", "shapes"),
+    [
+        (_network, ((1, 4, 4, 1), (2, 2, 1, 2))),
+        (lambda a: sp.softmax(a), ((2, 4),)),
+        (lambda a: sp.softmax(a, 0), ((3, 2),)),
+        (lambda a: sp.log_softmax(a), ((2, 4),)),
+        (lambda a: sp.log_softmax(a, 1), ((2, 3, 2),)),
+        (lambda a: sp.softmax_cross_entropy(a, [3, 0], reduction="none"), ((2, 4),)),
+        (lambda a: sp.cross_entropy(sp.softmax(a), [3, 0]), ((2, 4),)),
+    ],
+    ids=["network", "softmax", "softmax 0", "log_softmax", "log_softmax 1", "loss", "loss of p"],
+)
+def test_order_three(function, shapes):
+    args = Case("order three", "", None, None, shapes, True).args()
 
     def of_order(order, *arrays):
         """A weighted sum of all derivatives of that order."""
         inputs = [Variable(a) for a in arrays]
-        total = _network(*inputs)
+        total = function(*inputs)
         total = sp.sum(total * weights(total))
         for n in range(order):
             found = sp.get_gradients(total, inputs, differentiable=True)

@@ -232,6 +232,29 @@ def _log_softmax_bound(args, dtype):
     return (factor + 2 * np.abs(log_sum) + np.abs(y) / 2) * 2 * _u(dtype)
 
 
+def _row_adds(n):
+    """Roundings on the way of one term into the sum of a row: the narrow are added one by one."""
+    return n if n <= 32 else ceil(log2(n)) + 6
+
+
+def _softmax_grad_bound(args, dtype):
+    g, y, axis = (*args, -1)[:3]
+    u, least = _u(dtype), float(np.finfo(dtype).smallest_subnormal)
+    n = y.shape[axis]
+    total = np.sum(np.abs(g * y), axis=axis, keepdims=True)
+    inner = (_row_adds(n) + 3) * u * total + n * least
+    return np.abs(y) * (2 * u * np.abs(g) + inner) + least
+
+
+def _log_softmax_grad_bound(args, dtype):
+    """exp may err by 4 eps, as in `softmax`."""
+    g, y, axis = (*args, -1)[:3]
+    u, tiny = _u(dtype), float(np.finfo(dtype).tiny)
+    total = np.sum(np.abs(g), axis=axis, keepdims=True)
+    scaled = (np.exp(y) * (_row_adds(y.shape[axis]) + 10) * u + u * tiny) * total
+    return u * np.abs(g) + scaled + u * tiny
+
+
 def _cross_entropy_bound(args, dtype):
     logits, labels = args
     return _log_softmax_bound((logits,), dtype)[np.arange(len(labels)), labels]
@@ -765,6 +788,7 @@ _ROWS = (
     ((4, 5), None, 1),
     ((3, 4, 5), 1, 1),
     *(((3, c), None, 1) for c in _SIZES),
+    *(((2, c), None, 5) for c in (127, 128, 129, 513, 1031, 5003)),  # around groups and blocks
     *(((c, 3), 0, 1) for c in (1, 2, 9, 33)),
     ((7,), None, 1),
     ((7,), 0, 1),
@@ -792,6 +816,26 @@ def _softmax(spec, rng, dtype):
     return (a,) if axis is None else (a, axis)
 
 
+def _softmax_grad(spec, rng, dtype):
+    a, *axis = _softmax(spec, rng, dtype)
+    return (_real(rng, dtype, *a.shape), reference.softmax(a, *axis), *axis)
+
+
+def _log_softmax_grad(spec, rng, dtype):
+    a, *axis = _softmax(spec, rng, dtype)
+    return (_real(rng, dtype, *a.shape), reference.log_softmax(a, *axis), *axis)
+
+
+def _rows_grad_anywhere(spec, rng, dtype):
+    """What no softmax gave: numbers of either sign."""
+    a, *axis = _softmax(spec, rng, dtype)
+    return (_real(rng, dtype, *a.shape), a, *axis)
+
+
+def _rows_grad_work(g, y, axis=-1):
+    return 3 * y.nbytes, "byte"
+
+
 def _rows_work(a, axis=-1):
     return 2 * a.nbytes, "byte"
 
@@ -801,6 +845,7 @@ _LOSSES = (
     (4, 5, np.int64, 1),
     (6, 3, np.int32, 1),
     *((3, c, np.int64, 1) for c in _SIZES),
+    *((2, c, np.int64, 5) for c in (127, 128, 129, 513)),
     *((n, 4, np.int64, 1) for n in (1, 2, 9, 17)),
     (5, 6, np.uint8, 1),
     (5, 6, np.uint64, 1),
@@ -1089,6 +1134,22 @@ KERNELS = {
         Kernel("leaky_relu_grad_a", _two_arrays, *_ELEMENT, _leaky_relu_grad_work),
         Kernel("softmax", _softmax, *_ROW, _rows_work, _softmax_bound),
         Kernel("log_softmax", _softmax, *_ROW, _rows_work, _log_softmax_bound),
+        Kernel(
+            "softmax_grad_a",
+            _softmax_grad,
+            *_ROW,
+            _rows_grad_work,
+            _softmax_grad_bound,
+            also=((_rows_grad_anywhere, _ROWS[:8], "any y"),),
+        ),
+        Kernel(
+            "log_softmax_grad_a",
+            _log_softmax_grad,
+            *_ROW,
+            _rows_grad_work,
+            _log_softmax_grad_bound,
+            also=((_rows_grad_anywhere, (*_ROWS[:8], ((5, 70), None, 1)), "any y"),),
+        ),
         Kernel(
             "softmax_cross_entropy",
             _cross_entropy,

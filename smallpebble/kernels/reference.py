@@ -295,6 +295,20 @@ def log_softmax(a, axis=-1):
     return shifted - np.log(np.sum(np.exp(shifted), axis=axis, keepdims=True))
 
 
+def softmax_grad_a(g, y, axis=-1):
+    """Adjoint of `softmax` where it gave `y`: y * (g - sum(g * y)) along one `axis`."""
+    _need(g.shape == y.shape, "softmax_grad_a", g, y)
+    _need_axis(y, axis, "softmax_grad_a")
+    return y * (g - np.sum(g * y, axis=axis, keepdims=True))
+
+
+def log_softmax_grad_a(g, y, axis=-1):
+    """Adjoint of `log_softmax` where it gave `y`: g - exp(y) * sum(g) along one `axis`."""
+    _need(g.shape == y.shape, "log_softmax_grad_a", g, y)
+    _need_axis(y, axis, "log_softmax_grad_a")
+    return g - np.exp(y) * np.sum(g, axis=axis, keepdims=True)
+
+
 def _check_labels(logits, labels, name):
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(
