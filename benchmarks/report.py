@@ -46,7 +46,7 @@ _CALL = (
 _NUMPY_ADD = (
     "The addition is NumPy's, by one thread, into memory that the system hands out anew each time."
 )
-_LANES = "The channels do not fill whole vectors, and those left over are written number by number."
+_LANES = "The channels fill no vector, and every pixel takes one all the same."
 _DIRECT = "Winograd's algorithm begins at four images; a single one is summed directly."
 _FEW_TILES = (
     "8 images of 7x7 pixels make 72 tiles, few for so many transformed weights: 25 numbers for 9, "
@@ -92,12 +92,8 @@ REASONS = {
         "Rows of 48 numbers: adding up the lanes of a vector, once for each row, costs more than "
         "adding vectors."
     ),
-    "maxpool2d 64x24x24x6": _LANES,
-    "maxpool2d 16x29x31x13": _LANES,
-    "maxpool2d*3x3 SAME, forward": (
-        "Overlapping windows are searched one by one, nine pixels each, and the index of the "
-        "largest is found as well, which a forward pass alone would not need."
-    ),
+    "maxpool2d 64x24x24x6*grad images": _LANES,
+    "maxpool2d 16x29x31x13*grad images": _LANES,
     "avgpool2d*3x3 *forward": (
         "Overlapping windows are added up one by one, nine pixels each; sums of rows that "
         "neighbours share are not kept."
