@@ -43,9 +43,6 @@ _CALL = (
     "The arithmetic takes a fraction of a microsecond; what is timed is the call: checks, memory, "
     "a Variable."
 )
-_NUMPY_ADD = (
-    "The addition is NumPy's, by one thread, into memory that the system hands out anew each time."
-)
 _PASSES = (
     "The rule is written in operations: several passes over the array, most of them NumPy's and by "
     "one thread, each into an array of its own."
@@ -88,13 +85,6 @@ REASONS = {
     "matmul 64x64x64": (
         "Each matrix of the batch is a product of its own and a job of the pool, with little to "
         "share out."
-    ),
-    "add 32 to 128x30x30x32, forward": _NUMPY_ADD,
-    "add 30x1x1 to 64x30x32x48, forward": _NUMPY_ADD,
-    "to scalar, grad a": "A single number is repeated in one task, by one thread.",
-    "to 64x30x32x1, forward": (
-        "Rows of 48 numbers: adding up the lanes of a vector, once for each row, costs more than "
-        "adding vectors."
     ),
     "softmax*grad a": _PASSES,
     "maxpool2d 64x24x24x6": _LANES,

@@ -52,7 +52,7 @@ def _inexact(a) -> np.ndarray:
 def add(a: Operand, b: Operand) -> Any:
     """a + b, element by element, broadcast."""
     return (
-        _binary(np.add, a, b, "add"),
+        _binary(kernels.add, a, b, "add"),
         lambda g, y, a, b: sum_to(g, a.shape),
         lambda g, y, a, b: sum_to(g, b.shape),
     )
@@ -62,7 +62,7 @@ def add(a: Operand, b: Operand) -> Any:
 def sub(a: Operand, b: Operand) -> Any:
     """a - b, element by element, broadcast."""
     return (
-        _binary(np.subtract, a, b, "sub"),
+        _binary(kernels.sub, a, b, "sub"),
         lambda g, y, a, b: sum_to(g, a.shape),
         lambda g, y, a, b: sum_to(-g, b.shape),
     )
@@ -72,9 +72,9 @@ def sub(a: Operand, b: Operand) -> Any:
 def mul(a: Operand, b: Operand) -> Any:
     """a * b, element by element, broadcast."""
     return (
-        _binary(np.multiply, a, b, "mul"),
-        lambda g, y, a, b: sum_to(g * b, a.shape),
-        lambda g, y, a, b: sum_to(g * a, b.shape),
+        _binary(kernels.mul, a, b, "mul"),
+        lambda g, y, a, b: sum_to(_times(g, b), a.shape),
+        lambda g, y, a, b: sum_to(_times(g, a), b.shape),
     )
 
 
@@ -82,7 +82,7 @@ def mul(a: Operand, b: Operand) -> Any:
 def div(a: Operand, b: Operand) -> Any:
     """a / b, element by element, broadcast."""
     return (
-        _binary(np.true_divide, a, b, "div"),
+        _binary(kernels.div, a, b, "div"),
         lambda g, y, a, b: sum_to(g / b, a.shape),
         lambda g, y, a, b: sum_to(-g * y / b, b.shape),
     )
@@ -127,9 +127,14 @@ def _share(winner, loser, g):
     return np.where(winner < loser, 0, np.where(winner == loser, 0.5, 1)).astype(g.dtype)
 
 
-def _binary(ufunc, a, b, name):
+def _times(g, a):
+    """g * a: the operator, which is sooner there, unless `g` is large enough for a kernel."""
+    return mul(g, a) if g.size >= 16384 else g * a
+
+
+def _binary(function, a, b, name):
     try:
-        return ufunc(a, b)
+        return function(a, b)
     except ValueError:
         broadcast_shape(np.shape(a), np.shape(b), name)  # names the shapes, if they are the reason
         raise
