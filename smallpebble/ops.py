@@ -277,7 +277,7 @@ def astype(a: Operand, dtype: Any) -> Any:
 
 @primitive(linear=True)
 def _sum_to(a, shape):
-    return kernels.sum_to(a, shape), lambda g, y, a: broadcast_to(g, a.shape)
+    return kernels.sum_to(a, shape), lambda g, y, a: _broadcast_to(g, a.shape)
 
 
 def sum_to(a: Operand, shape: Sequence[int]) -> Variable:
@@ -290,7 +290,7 @@ def sum_to(a: Operand, shape: Sequence[int]) -> Variable:
 
 @primitive(linear=True)
 def _broadcast_to(a, shape):
-    return kernels.broadcast_to(a, shape), lambda g, y, a: sum_to(g, a.shape)
+    return kernels.broadcast_to(a, shape), lambda g, y, a: _sum_to(g, a.shape)
 
 
 def broadcast_to(a: Operand, shape: int | Sequence[int]) -> Variable:
@@ -306,6 +306,12 @@ def _whole(a):
 
 
 def _shape(shape, operation):
+    if type(shape) is tuple:  # as a rule already what it should be
+        for size in shape:
+            if type(size) is not int or size < 0:
+                break
+        else:
+            return shape
     shape = shape if isinstance(shape, (tuple, list)) else (shape,)
     shape = tuple(as_int(size, f"{operation}: shape") for size in shape)
     if any(size < 0 for size in shape):
