@@ -23,6 +23,7 @@ from .shapes import as_int, broadcast_shape, kept_shape, normalize_axes, normali
 
 Operand = Variable | np.ndarray | Sequence | float  # what an operation takes
 Axis = int | Sequence[int] | None
+LARGE = 16384  # from so many elements on, arrays are multiplied sooner by the kernel than by `*`
 
 
 def _array(a) -> np.ndarray:
@@ -73,8 +74,8 @@ def mul(a: Operand, b: Operand) -> Any:
     """a * b, element by element, broadcast."""
     return (
         _binary(kernels.mul, a, b, "mul"),
-        lambda g, y, a, b: sum_to(_times(g, b), a.shape),
-        lambda g, y, a, b: sum_to(_times(g, a), b.shape),
+        lambda g, y, a, b: sum_to(g * b if g.size < LARGE else mul(g, b), a.shape),
+        lambda g, y, a, b: sum_to(g * a if g.size < LARGE else mul(g, a), b.shape),
     )
 
 
@@ -125,11 +126,6 @@ def minimum(a: Operand, b: Operand) -> Any:
 def _share(winner, loser, g):
     """1 where winner > loser (or either is NaN, which passes through), 1/2 where equal, else 0."""
     return np.where(winner < loser, 0, np.where(winner == loser, 0.5, 1)).astype(g.dtype)
-
-
-def _times(g, a):
-    """g * a: the operator, which is sooner there, unless `g` is large enough for a kernel."""
-    return mul(g, a) if g.size >= 16384 else g * a
 
 
 def _binary(function, a, b, name):
