@@ -43,9 +43,6 @@ _CALL = (
     "The arithmetic takes a fraction of a microsecond; what is timed is the call: checks, memory, "
     "a Variable."
 )
-_NUMPY_ADD = (
-    "The addition is NumPy's, by one thread, into memory that the system hands out anew each time."
-)
 _LANES = "The channels fill no vector, and every pixel takes one all the same."
 _DIRECT = "Winograd's algorithm begins at four images; a single one is summed directly."
 _FEW_TILES = (
@@ -84,13 +81,6 @@ REASONS = {
     "matmul 64x64x64": (
         "Each matrix of the batch is a product of its own and a job of the pool, with little to "
         "share out."
-    ),
-    "add 32 to 128x30x30x32, forward": _NUMPY_ADD,
-    "add 30x1x1 to 64x30x32x48, forward": _NUMPY_ADD,
-    "to scalar, grad a": "A single number is repeated in one task, by one thread.",
-    "to 64x30x32x1, forward": (
-        "Rows of 48 numbers: adding up the lanes of a vector, once for each row, costs more than "
-        "adding vectors."
     ),
     "maxpool2d 64x24x24x6*grad images": _LANES,
     "maxpool2d 16x29x31x13*grad images": _LANES,

@@ -4,6 +4,7 @@
 #include "pooling.inc"
 #include "conv2d.inc"
 #include "sums.inc"
+#include "arithmetic.inc"
 #include "elementwise.inc"
 #include "winograd.inc"
 #undef VEC
@@ -15,6 +16,8 @@
 #undef ROW_TASK
 #undef GRAD_TASK
 #undef SUM_TASK
+#undef EACH
+#undef EACH_WAY
 #undef ROW_KERNEL
 #undef LEAKY_KERNEL
 #undef BOTH_WAYS

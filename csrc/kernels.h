@@ -5,6 +5,12 @@
 #include "pool.h"
 #include "vector.h"
 
+#include <fenv.h>
+
+#define ARITHMETIC_AXES 8      /* of broadcast operands, neighbours that behave alike taken as one */
+#define ARITHMETIC_RAISED (FE_DIVBYZERO | FE_OVERFLOW | FE_UNDERFLOW | FE_INVALID)
+#define ARITHMETIC_SHARED 2e5  /* bytes that are worth a second thread */
+
 #define REAL float
 #define REAL_BYTES 4
 #define NAME(name) name##_float
@@ -30,6 +36,8 @@ typedef int (*conv_function)(const pool_api *, const geometry *, const void *, c
 typedef int (*window_function)(const pool_api *, const geometry *, const void *, void *, uint8_t *,
                                double);
 typedef int (*sum_function)(const pool_api *, const void *, void *, const ptrdiff_t *);
+typedef int (*arithmetic_function)(const pool_api *, char, const void *, const void *, void *, int,
+                                   const ptrdiff_t *, const unsigned char *);
 typedef int (*leaky_function)(const pool_api *, const void *, const void *, void *, ptrdiff_t,
                               double);
 typedef int (*row_function)(const pool_api *, const void *, const void *, void *, const ptrdiff_t *,
@@ -55,6 +63,7 @@ static const window_function patches_table[2] = BOTH(patches);
 static const window_function patches_sum_table[2] = BOTH(patches_sum);
 static const sum_function sum_to_table[2] = BOTH(sum_to);
 static const sum_function broadcast_to_table[2] = BOTH(broadcast_to);
+static const arithmetic_function arithmetic_table[2] = BOTH(arithmetic);
 static const leaky_function leaky_relu_table[2] = BOTH(leaky_relu);
 static const leaky_function leaky_relu_grad_a_table[2] = BOTH(leaky_relu_grad_a);
 static const row_function softmax_table[2] = BOTH(softmax);

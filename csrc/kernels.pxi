@@ -42,6 +42,10 @@ cdef extern from "kernels.h" nogil:
         const pool_api *, const geometry *, const void *, void *, uint8_t *, double) noexcept
     ctypedef int (*sum_function)(
         const pool_api *, const void *, void *, const Py_ssize_t *) noexcept
+    const int FE_DIVBYZERO, FE_OVERFLOW, FE_UNDERFLOW, FE_INVALID
+    ctypedef int (*arithmetic_function)(
+        const pool_api *, char, const void *, const void *, void *, int, const Py_ssize_t *,
+        const unsigned char *) noexcept
     ctypedef int (*leaky_function)(
         const pool_api *, const void *, const void *, void *, Py_ssize_t, double) noexcept
     ctypedef int (*row_function)(
@@ -69,6 +73,7 @@ cdef extern from "kernels.h" nogil:
     const window_function *patches_sum_table
     const sum_function *sum_to_table
     const sum_function *broadcast_to_table
+    const arithmetic_function *arithmetic_table
     const leaky_function *leaky_relu_table
     const leaky_function *leaky_relu_grad_a_table
     const row_function *softmax_table
@@ -95,6 +100,15 @@ cdef extern from "kernels.h" nogil:
     void take_rows(const pool_api *, const void *, const Py_ssize_t *, Py_ssize_t, Py_ssize_t,
                    void *) noexcept
 
+cdef extern from "numpy/ndarraytypes.h" nogil:
+    ctypedef struct PyArrayObject:
+        pass
+    ctypedef struct PyArray_Descr:
+        pass
+    PyArray_Descr *PyArray_DESCR(PyArrayObject *)
+    int PyArray_NDIM(PyArrayObject *)
+    Py_ssize_t *PyArray_DIMS(PyArrayObject *)
+
 cdef const pool_api *pool = <const pool_api *>PyCapsule_GetPointer(_pool.api, POOL_CAPSULE)
 
 cdef object ndarray = np.ndarray
@@ -104,6 +118,7 @@ cdef object UINT8 = np.dtype(np.uint8)
 cdef object INTP = np.dtype(np.intp)
 cdef tuple REALS = (FLOAT32, FLOAT64)
 cdef Py_ssize_t[2] REAL_BYTES = [4, 8]
+cdef object LARGEST = 2**62  # of a size
 
 cdef enum:
     OTHER = -1  # the dtype index of what is neither float32 nor float64
@@ -658,17 +673,23 @@ cdef bint as_groups(tuple small, tuple large, Py_ssize_t *groups) except -1:
         if at > 3:
             return False
         groups[at] *= size
-    if at == 1:  # what is summed last lies together: the faster form
+    if at <= 1:  # what is summed, if anything, lies together: the faster form
         groups[2], groups[3] = groups[0], groups[1]
         groups[0] = groups[1] = 1
     return True
 
 
 cdef tuple as_shape(object shape, str kernel):
+    if type(shape) is tuple:
+        for size in shape:
+            if type(size) is not int or not 0 <= size <= LARGEST:
+                break
+        else:
+            return shape
     try:
         shape = tuple(shape)
         for size in shape:
-            if size < 0 or size > 2**62 or size != int(size):
+            if size < 0 or size > LARGEST or size != int(size):
                 raise ValueError
         return tuple([int(size) for size in shape])
     except (TypeError, ValueError):
@@ -722,6 +743,120 @@ def broadcast_to(a, shape):
     with nogil:
         status = function(pool, x.view.buf, y.view.buf, groups)
     return finished(status, y, "broadcast_to")
+
+
+cdef struct broadcasting:
+    int axes
+    Py_ssize_t[8] size  # ARITHMETIC_AXES; the last axis is the last of 8
+    unsigned char[8] varies  # bit 0: the first operand has an element for each index; bit 1: the second
+    double total
+    bint whole[2]  # whether the result has the shape of this operand
+
+cdef enum:
+    FEW = 16384  # results, with those that the time for a run would do: fewer are left to NumPy
+    RUN = 80
+
+
+cdef bint collapse(int i, const Py_ssize_t *p, int j, const Py_ssize_t *q, broadcasting *s) noexcept:
+    """Two shapes broadcast, neighbouring axes that behave alike taken as one.
+
+    False if they do not broadcast, or to nothing or too many axes.
+    """
+    cdef Py_ssize_t one, two, size
+    cdef int at = 8, which
+    s.total = 1
+    s.whole[0], s.whole[1] = i >= j, j >= i
+    while i > 0 or j > 0:
+        i -= 1
+        j -= 1
+        one = p[i] if i >= 0 else 1
+        two = q[j] if j >= 0 else 1
+        if one == two == 1:
+            continue
+        which = (one != 1) + 2 * (two != 1)
+        if which == 3 and one != two:
+            return False
+        if which != 3:
+            s.whole[2 - which] = False
+        size = two if one == 1 else one
+        s.total *= size
+        if at < 8 and s.varies[at] == which:
+            s.size[at] *= size
+        elif at == 0:
+            return False
+        else:
+            at -= 1
+            s.size[at], s.varies[at] = size, which
+    s.axes = 8 - at
+    return s.axes > 0 and s.total > 0
+
+
+cdef object by_element(char operation, object ufunc, object a, object b):
+    """`ufunc` of two arrays, broadcast: here if they are packed, of one dtype and not small.
+
+    All else is left to NumPy, whatever it is. So are warnings: where results overflow or are no
+    numbers, NumPy finds them once more, and says what it has been told to say about it.
+    """
+    cdef PyArrayObject *x
+    cdef PyArrayObject *y
+    cdef broadcasting s
+    cdef int raised, flag
+    if type(a) is not ndarray or type(b) is not ndarray:
+        return ufunc(a, b)
+    x, y = <PyArrayObject *>a, <PyArrayObject *>b
+    if (PyArray_DESCR(x) != PyArray_DESCR(y)
+            or not collapse(PyArray_NDIM(x), PyArray_DIMS(x), PyArray_NDIM(y), PyArray_DIMS(y), &s)
+            or s.total * (1 + <double>RUN / s.size[7]) < FEW):
+        return ufunc(a, b)
+    cdef int real = real_of(a)
+    if real == OTHER:
+        return ufunc(a, b)
+    cdef Operand u = hold(a, PyBUF_STRIDES), v = hold(b, PyBUF_STRIDES)
+    if not (is_packed(&u.view) and is_packed(&v.view)):
+        return ufunc(a, b)
+    shape = (a if s.whole[0] else b).shape
+    if not (s.whole[0] or s.whole[1]):
+        shape = np.broadcast_shapes(a.shape, b.shape)
+    cdef Operand z = fresh(shape, REALS[real])
+    # From here on only what is held counts: another thread could give an array another shape.
+    if (not collapse(u.view.ndim, u.view.shape, v.view.ndim, v.view.shape, &s)
+            or z.size() != s.total):
+        raise ValueError("an array changed its shape while it was in use")
+    cdef arithmetic_function function = arithmetic_table[real]
+    with nogil:
+        raised = function(pool, operation, u.view.buf, v.view.buf, z.view.buf, s.axes,
+                          &s.size[8 - s.axes], &s.varies[8 - s.axes])
+    if raised:
+        handling = np.geterr()
+        for flag, kind in ((FE_DIVBYZERO, "divide"), (FE_OVERFLOW, "over"),
+                           (FE_UNDERFLOW, "under"), (FE_INVALID, "invalid")):
+            if raised & flag and handling[kind] != "ignore":
+                return ufunc(a, b)
+    return z.array
+
+
+cdef object np_add = np.add, np_subtract = np.subtract
+cdef object np_multiply = np.multiply, np_divide = np.true_divide
+
+
+def add(a, b):
+    """a + b, broadcast."""
+    return by_element(b"+", np_add, a, b)
+
+
+def sub(a, b):
+    """a - b, broadcast."""
+    return by_element(b"-", np_subtract, a, b)
+
+
+def mul(a, b):
+    """a * b, broadcast."""
+    return by_element(b"*", np_multiply, a, b)
+
+
+def div(a, b):
+    """a / b, broadcast."""
+    return by_element(b"/", np_divide, a, b)
 
 
 cdef Operand read_matrix(object array, int real):

@@ -58,6 +58,12 @@ INLINE ptrdiff_t part(ptrdiff_t total, ptrdiff_t n, ptrdiff_t i) {
     return total / n * i + least(i, total % n);
 }
 
+/* Tasks that touch `bytes`. Where the caches of the cores hold these, one for each thread, so that the
+ * next kernel's lines are as a rule where the last one's were; else more, lest one thread be late. */
+INLINE ptrdiff_t shares(double bytes, int threads) {
+    return threads == 1 || bytes < 1.6e7 * threads ? threads : 8 * threads;
+}
+
 /* Memory that is read soon, in up to three places: a kernel that is busy with products fetches it
  * meanwhile, a little at a time. What is read in strides would else be waited for line by line. */
 typedef struct {

@@ -23,6 +23,7 @@ from .shapes import as_int, broadcast_shape, kept_shape, normalize_axes, normali
 
 Operand = Variable | np.ndarray | Sequence | float  # what an operation takes
 Axis = int | Sequence[int] | None
+LARGE = 16384  # from so many elements on, arrays are multiplied sooner by the kernel than by `*`
 
 
 def _array(a) -> np.ndarray:
@@ -52,7 +53,7 @@ def _inexact(a) -> np.ndarray:
 def add(a: Operand, b: Operand) -> Any:
     """a + b, element by element, broadcast."""
     return (
-        _binary(np.add, a, b, "add"),
+        _binary(kernels.add, a, b, "add"),
         lambda g, y, a, b: sum_to(g, a.shape),
         lambda g, y, a, b: sum_to(g, b.shape),
     )
@@ -62,7 +63,7 @@ def add(a: Operand, b: Operand) -> Any:
 def sub(a: Operand, b: Operand) -> Any:
     """a - b, element by element, broadcast."""
     return (
-        _binary(np.subtract, a, b, "sub"),
+        _binary(kernels.sub, a, b, "sub"),
         lambda g, y, a, b: sum_to(g, a.shape),
         lambda g, y, a, b: sum_to(-g, b.shape),
     )
@@ -72,9 +73,9 @@ def sub(a: Operand, b: Operand) -> Any:
 def mul(a: Operand, b: Operand) -> Any:
     """a * b, element by element, broadcast."""
     return (
-        _binary(np.multiply, a, b, "mul"),
-        lambda g, y, a, b: sum_to(g * b, a.shape),
-        lambda g, y, a, b: sum_to(g * a, b.shape),
+        _binary(kernels.mul, a, b, "mul"),
+        lambda g, y, a, b: sum_to(g * b if g.size < LARGE else mul(g, b), a.shape),
+        lambda g, y, a, b: sum_to(g * a if g.size < LARGE else mul(g, a), b.shape),
     )
 
 
@@ -82,7 +83,7 @@ def mul(a: Operand, b: Operand) -> Any:
 def div(a: Operand, b: Operand) -> Any:
     """a / b, element by element, broadcast."""
     return (
-        _binary(np.true_divide, a, b, "div"),
+        _binary(kernels.div, a, b, "div"),
         lambda g, y, a, b: sum_to(g / b, a.shape),
         lambda g, y, a, b: sum_to(-g * y / b, b.shape),
     )
@@ -127,9 +128,9 @@ def _share(winner, loser, g):
     return np.where(winner < loser, 0, np.where(winner == loser, 0.5, 1)).astype(g.dtype)
 
 
-def _binary(ufunc, a, b, name):
+def _binary(function, a, b, name):
     try:
-        return ufunc(a, b)
+        return function(a, b)
     except ValueError:
         broadcast_shape(np.shape(a), np.shape(b), name)  # names the shapes, if they are the reason
         raise
@@ -272,7 +273,7 @@ def astype(a: Operand, dtype: Any) -> Any:
 
 @primitive(linear=True)
 def _sum_to(a, shape):
-    return kernels.sum_to(a, shape), lambda g, y, a: broadcast_to(g, a.shape)
+    return kernels.sum_to(a, shape), lambda g, y, a: _broadcast_to(g, a.shape)
 
 
 def sum_to(a: Operand, shape: Sequence[int]) -> Variable:
@@ -285,7 +286,7 @@ def sum_to(a: Operand, shape: Sequence[int]) -> Variable:
 
 @primitive(linear=True)
 def _broadcast_to(a, shape):
-    return kernels.broadcast_to(a, shape), lambda g, y, a: sum_to(g, a.shape)
+    return kernels.broadcast_to(a, shape), lambda g, y, a: _sum_to(g, a.shape)
 
 
 def broadcast_to(a: Operand, shape: int | Sequence[int]) -> Variable:
@@ -301,6 +302,12 @@ def _whole(a):
 
 
 def _shape(shape, operation):
+    if type(shape) is tuple:  # as a rule already what it should be
+        for size in shape:
+            if type(size) is not int or size < 0:
+                break
+        else:
+            return shape
     shape = shape if isinstance(shape, (tuple, list)) else (shape,)
     shape = tuple(as_int(size, f"{operation}: shape") for size in shape)
     if any(size < 0 for size in shape):

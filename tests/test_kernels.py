@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,6 +19,7 @@ from smallpebble.shapes import Window
 
 every_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=NAMES)
 both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+ARITHMETIC = ("add", "sub", "mul", "div")
 REFUSALS = (ValueError, TypeError, IndexError, MemoryError)
 
 
@@ -451,6 +453,52 @@ def test_leaky_relu_on_special_values(tier, dtype):
                 assert same_bits(got, reference.leaky_relu_grad_a(g, a, alpha))
 
 
+@pytest.mark.parametrize("name", ARITHMETIC)
+@both_dtypes
+def test_arithmetic_on_special_values(tier, name, dtype):
+    """Bits and warnings are NumPy's, whatever it has been told to do about the latter."""
+    info = np.finfo(dtype)
+    special = [np.nan, np.inf, -np.inf, 0.0, -0.0, info.max, info.min, info.tiny, -info.tiny]
+    special += [info.smallest_subnormal, 1, -1]
+    function, oracle = getattr(tier, name), getattr(reference, name)
+    values = np.array(special, dtype)
+    odd = np.resize(np.repeat(values, len(values)), (1700, len(values)))
+    others = np.resize(values, odd.shape)  # together, all pairs
+    for a, b in (
+        (odd, others),
+        (odd, values),
+        (values, others),
+        (odd, others.reshape(-1)[:1700, None]),
+        *((odd, np.array(x)) for x in values),
+        *((np.array(x), odd) for x in values),
+    ):
+        with np.errstate(all="ignore"):
+            assert same_bits(function(a, b), oracle(a, b))
+    one = np.ones(18000, dtype)
+    for a, b in ((0, 0), (1, 0), (np.inf, np.inf), (info.max, info.max), (info.tiny, info.tiny)):
+        one[17001] = a
+        other = np.full(len(one), b, dtype)
+        for state in ("warn", "raise", "ignore"):
+            with np.errstate(all=state), warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                got = attempt_directly(function, (one, other))
+                said, caught[:] = [str(w.message) for w in caught], []
+                want = attempt_directly(oracle, (one, other))
+                assert said == [str(w.message) for w in caught]
+            assert type(got) is type(want)
+            assert isinstance(want, Exception) or same_bits(got[0], want[0])
+
+
+@both_dtypes
+def test_broadcasting_keeps_the_sign_of_zero(tier, dtype):
+    a = np.array([[0.0], [-0.0], [np.nan], [-np.inf]], dtype)
+    for n in (2, 3, 17, 70, 300):
+        assert same_bits(tier.broadcast_to(a, (4, n)), reference.broadcast_to(a, (4, n)))
+        assert same_bits(
+            tier.broadcast_to(a[:, 0], (n, 4)), reference.broadcast_to(a[:, 0], (n, 4))
+        )
+
+
 @both_dtypes
 def test_sums_of_infinities(tier, dtype):
     for size in range(2, 70):
@@ -682,7 +730,9 @@ def test_wrong_arrays(tier, kernel):
                     # NumPy takes huge unsigned indices for negative ones, a scalar for a row, and
                     # whatever broadcasts for a gradient: nobody has to.
                     lax = what in ("u8", "no axes") or bool(kernel.writes)
-                    if not agrees_or_refuses(tier, got, want, lax):
+                    # Arrays of objects are divided by Python.
+                    refusals = (*REFUSALS, ZeroDivisionError)
+                    if not agrees_or_refuses(tier, got, want, lax, refusals):
                         wrong.append(f"{path} {what}: {_refusal_report(got, want)}")
         assert not wrong, "\n".join(wrong)
 
@@ -700,8 +750,8 @@ def test_no_arrays(compiled, kernel):
             for other in NO_ARRAYS:
                 at(kernel.name, path, other)
                 got = attempt_directly(function, put(args, path, other))
-                if kernel.name == "add_at" and path != (0,):
-                    # Here NumPy's own rules hold: an index or an addend need not be an array.
+                if kernel.name in ARITHMETIC or (kernel.name == "add_at" and path != (0,)):
+                    # Here NumPy's own rules hold: operands, indices and addends need not be arrays.
                     want = attempt_directly(kernel.oracle, put(args, path, other))
                     fine = agrees_or_refuses(compiled, got, want, may_refuse=True)
                 else:
@@ -1382,6 +1432,17 @@ def broadcasts(draw):
 
 
 @st.composite
+def pairs(draw):
+    """Shapes that broadcast, as a rule to some ten thousand results."""
+    shape = [draw(st.sampled_from([1, 2, 3, 5, 10, 17, 40, 100])) for _ in range(4)]
+    shape[draw(st.integers(0, 3))] = draw(st.integers(0, 300))
+    while math.prod(shape) > 200_000:
+        shape.remove(max(shape))
+    one, two = (tuple(1 if draw(st.booleans()) else size for size in shape) for _ in "ab")
+    return one[draw(st.integers(0, len(one))) :], two
+
+
+@st.composite
 def products(draw):
     m, k, n = (draw(st.integers(0, 40)) for _ in range(3))
     batch = tuple(draw(st.lists(st.integers(0, 3), max_size=2)))
@@ -1445,6 +1506,7 @@ SPECS = {
     "avgpool2d_grad_images": pools,
     "sum_to": broadcasts(),
     "broadcast_to": broadcasts(),
+    **dict.fromkeys(ARITHMETIC, pairs()),
     "leaky_relu": elements,
     "leaky_relu_grad_a": elements,
     "softmax": rows(),

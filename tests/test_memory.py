@@ -145,6 +145,13 @@ _POOLED = tuple(
 )
 _POOLS = ((9, 33, (31, 29, 3, 3, 2, 2, "SAME")), (7, 65, (23, 21, 2, 2, 2, 2, "SAME")))
 _BROADCASTS = (((77, 131, 65), (131, 1)), ((1031, 129), (129,)), ((129, 1031), (129, 1)))
+_PAIRS = (
+    ((1031, 333), (333,)),
+    ((1031, 33), (1031, 1)),
+    ((77, 131, 35), (131, 1)),
+    ((517, 1), (613,)),
+    ((300007,), ()),
+)
 ODD_WORK = {
     "matmul": (
         ((203, 785), (785, 101)),
@@ -160,6 +167,7 @@ ODD_WORK = {
     "conv2d_maxpool2d_grad_kernels": _POOLED,
     "sum_to": _BROADCASTS,
     "broadcast_to": _BROADCASTS,
+    **dict.fromkeys(("add", "sub", "mul", "div"), _PAIRS),
     "leaky_relu": (((333, 1031), ()),),
     "leaky_relu_grad_a": (((333, 1031), ()),),
     "softmax": (((1031, 131), None, 5), ((131, 1031), 0, 5)),

@@ -650,6 +650,63 @@ def _broadcast_to_work(a, shape):
     return a.nbytes + prod(shape) * a.itemsize, "byte"
 
 
+# Arithmetic: (shape of a, shape of b). Compiled kernels leave a few thousand results to NumPy.
+_PAIRS = (
+    ((205, 61), (61,)),
+    ((205, 61), (205, 1)),
+    ((16411,), (16411,)),
+    ((131, 129), (131, 129)),
+    ((16385,), ()),
+    ((), (16385,)),
+    ((1, 1, 1), (129, 129)),
+    *(((16400 // (n + 80) + 99, n), (n,)) for n in _SIZES),
+    *(((n,), (16400 // (n + 80) + 99, n)) for n in _SIZES),
+    *(((16400 // (n + 80) + 99, n), (16400 // (n + 80) + 99, 1)) for n in _SIZES),
+    *(((16400 // (n + 80) + 99, 1), (16400 // (n + 80) + 99, n)) for n in _SIZES),
+    *(((16400 // (n + 80) + 99, 1), (n,)) for n in _SIZES),
+    ((33, 511), (511,)),
+    ((33, 513), (513,)),
+    ((17, 1025), (17, 1)),
+    ((1, 140), (140, 1)),
+    ((17, 13, 31), (13, 1)),
+    ((13, 1), (17, 13, 31)),
+    ((9, 40, 41), (40, 1)),
+    ((31, 3, 5, 17), (31, 1, 5, 17)),
+    ((31, 3, 5, 17), (3, 1, 17)),
+    ((31, 3, 5, 17), (31, 1, 1, 17)),
+    ((31, 3, 1, 17), (3, 5, 1)),
+    ((31, 1, 5, 1), (3, 1, 17)),
+    ((9, 1, 70), (20, 1)),
+    ((9, 1, 3), (1, 160, 1)),
+    ((3, 2, 3, 2, 3, 2, 3, 20), (3, 1, 3, 1, 3, 1, 3, 1)),
+    ((2, 1, 2, 1, 2, 1, 2, 1, 2, 9), (1, 2, 1, 2, 1, 2, 1, 2, 1, 9)),
+    ((2, 70000), (70000,)),
+    ((3, 20011), (3, 1)),
+    # few, and none
+    ((3, 4), (4,)),
+    ((), ()),
+    ((5,), ()),
+    ((0, 5), (5,)),
+    ((5, 0), (5, 1)),
+    ((0,), (1,)),
+)
+_PAIRS_BENCH = (((128, 30, 30, 32), (32,)), ((64, 30, 32, 48), (30, 1, 1)), ((200, 100), (100,)))
+
+
+def _pair_label(a, b):
+    return f"{_text(a)} and {_text(b)}"
+
+
+def _pair(spec, rng, dtype):
+    a, b = spec
+    return _real(rng, dtype, *a), _real(rng, dtype, *b)
+
+
+def _pair_work(a, b):
+    y = prod(np.broadcast_shapes(a.shape, b.shape)) * a.itemsize
+    return a.nbytes + b.nbytes + y, "byte"
+
+
 # Products: (shape of a, shape of b, a transposed, b transposed); shapes are those of the product's
 # operands, and "transposed" that their memory is laid out the other way round.
 _PRODUCTS = (
@@ -1011,6 +1068,7 @@ _POOLED_CONV = (_POOLED, _POOLED_BENCH, _pooled_label)
 _POOL = (_POOLS, _POOLS_BENCH, _windowed)
 _PATCH = (_POOLS, _PATCHES_BENCH, _windowed)
 _BROADCAST = (_BROADCASTS, _BROADCASTS_BENCH, _arrow)
+_ARITHMETIC = (_pair, _PAIRS, _PAIRS_BENCH, _pair_label, _pair_work)
 _ELEMENT = (_ELEMENTWISE, _ELEMENTWISE_BENCH, _elementwise_label)
 _ROW = (_ROWS, _ROWS_BENCH, _rows_label)
 _LOSS = (_LOSSES, _LOSSES_BENCH, _loss_label)
@@ -1130,6 +1188,7 @@ KERNELS = {
             whole=True,
         ),
         Kernel("broadcast_to", _broadcast_to, *_BROADCAST, _broadcast_to_work),
+        *(Kernel(name, *_ARITHMETIC) for name in ("add", "sub", "mul", "div")),
         Kernel("leaky_relu", _one_array, *_ELEMENT, _leaky_relu_work),
         Kernel("leaky_relu_grad_a", _two_arrays, *_ELEMENT, _leaky_relu_grad_work),
         Kernel("softmax", _softmax, *_ROW, _rows_work, _softmax_bound),

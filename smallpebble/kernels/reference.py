@@ -257,6 +257,26 @@ def broadcast_to(a, shape):
     return np.broadcast_to(a, shape).copy()
 
 
+def add(a, b):
+    """a + b, broadcast."""
+    return np.add(a, b)
+
+
+def sub(a, b):
+    """a - b, broadcast."""
+    return np.subtract(a, b)
+
+
+def mul(a, b):
+    """a * b, broadcast."""
+    return np.multiply(a, b)
+
+
+def div(a, b):
+    """a / b, broadcast."""
+    return np.true_divide(a, b)
+
+
 def matmul(a, b):
     """Matrix product as `numpy.matmul`, batches broadcast: (..., i, k) @ (..., k, j)."""
     return np.asarray(np.matmul(a, b))
