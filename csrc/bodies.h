@@ -16,7 +16,7 @@
 #undef ROW_TASK
 #undef GRAD_TASK
 #undef SUM_TASK
-#undef EACH
+#undef ALONG
 #undef EACH_WAY
 #undef ROW_KERNEL
 #undef LEAKY_KERNEL
