@@ -2,7 +2,8 @@
 
 The Python modules that every operation runs through are compiled too, as they stand: a call then
 costs about half. They are installed beside their text, which Python takes where nothing can be
-compiled. A build in place leaves them out, so that there an edit counts at once.
+compiled. A build in place leaves them out, so that there an edit counts at once, and keeps the
+names of C functions, for profilers.
 
 SMALLPEBBLE_PURE=1            build none: the library then runs on plain NumPy (and warns when it is
                               imported, unless this is set then too)
@@ -22,7 +23,9 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.command.sdist import sdist
 
-COMMON = ["-std=gnu11", "-O3", "-g0", "-fno-math-errno", "-fno-trapping-math",
+# Nothing here is unwound by exceptions, and the tables for it are a tenth of the code.
+SMALL = ["-g0", "-fno-asynchronous-unwind-tables"]
+COMMON = [*SMALL, "-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math",
           "-fvisibility=hidden", "-Wno-psabi"]  # fmt: skip
 # -ffast-math is never used: it would change results, and the treatment of subnormal numbers in the
 # whole process. Each tier may contract a * b + c where its instructions allow.
@@ -33,6 +36,7 @@ TIERS = {
                 "-mprefer-vector-width=512", "-mtune=skylake-avx512"],
 }  # fmt: skip
 
+STRIPPED = ["-Wl,-s"] if sys.platform == "linux" else []
 
 PYTHON = ("core", "lazy", "ops", "optim")
 
@@ -56,7 +60,7 @@ def modules():
             define_macros=NUMPY,
             depends=["csrc/" + file for file in sorted(os.listdir("csrc")) if file[-2:] != ".c"],
             extra_compile_args=COMMON + flags + extra,
-            extra_link_args=[*([] if sys.platform == "win32" else ["-lm", "-pthread"]), *extra],
+            extra_link_args=["-lm", "-pthread", *STRIPPED, *extra],
         )
         for name, flags in names.items()
     ]
@@ -67,8 +71,8 @@ def python_modules():
         Extension(
             f"smallpebble.{name}",
             [f"smallpebble/{name}.py"],
-            extra_compile_args=["-O2", "-g0", "-w"],
-            extra_link_args=["-Wl,-s"] if sys.platform == "linux" else [],
+            extra_compile_args=[*SMALL, "-O2", "-w"],
+            extra_link_args=STRIPPED,
         )
         for name in PYTHON
     ]
@@ -83,6 +87,10 @@ class build_kernels(build_ext):
             self.parallel = os.cpu_count()
         if self.inplace and self.extensions:
             self.extensions = [e for e in self.extensions if e.name.split(".")[1] not in PYTHON]
+            for extension in self.extensions:  # profilers and debuggers want names
+                extension.extra_link_args = [
+                    flag for flag in extension.extra_link_args if flag not in STRIPPED
+                ]
 
     def build_extensions(self):
         from Cython.Build import cythonize

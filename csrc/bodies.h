@@ -21,6 +21,7 @@
 #undef ROW_KERNEL
 #undef LEAKY_KERNEL
 #undef BOTH_WAYS
+#undef BY_SIZE
 #undef TILES_TO_5
 #undef TILES_TO_8
 #undef TILES_TO_12
