@@ -37,7 +37,8 @@ TIERS = {
                 "-mprefer-vector-width=512", "-mtune=skylake-avx512"],
 }  # fmt: skip
 
-STRIPPED = ["-Wl,-s"] if sys.platform == "linux" else []
+MORE = shlex.split(os.environ.get("SMALLPEBBLE_CFLAGS", ""))
+STRIPPED = ["-Wl,-s"] if sys.platform == "linux" and "-g" not in MORE else []
 
 PYTHON = ("core", "lazy", "ops", "optim")
 
@@ -52,7 +53,6 @@ def modules():
     names = {"_cpu": [], "_memory": [], "_pool": [], "_baseline": []}
     if platform.machine().lower() in ("x86_64", "amd64") and sys.maxsize > 2**32:
         names.update(TIERS)
-    extra = shlex.split(os.environ.get("SMALLPEBBLE_CFLAGS", ""))
     return [
         Extension(
             f"smallpebble.kernels.{name}",
@@ -60,8 +60,8 @@ def modules():
             include_dirs=["csrc", numpy.get_include()],
             define_macros=NUMPY,
             depends=["csrc/" + file for file in sorted(os.listdir("csrc")) if file[-2:] != ".c"],
-            extra_compile_args=COMMON + flags + extra,
-            extra_link_args=["-lm", "-pthread", *STRIPPED, *extra],
+            extra_compile_args=COMMON + flags + MORE,
+            extra_link_args=["-lm", "-pthread", *STRIPPED, *MORE],
         )
         for name, flags in names.items()
     ]
