@@ -33,6 +33,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy import ndarray
 
 _silenced: ContextVar[int] = ContextVar("smallpebble_silenced", default=0)  # no_grad blocks inside
 
@@ -57,7 +58,7 @@ def refuse_lists_of_variables(value, operation: str) -> None:
 
 
 def _as_array(value) -> np.ndarray:
-    if type(value) is not np.ndarray:
+    if type(value) is not ndarray:
         if isinstance(value, Variable):
             raise TypeError("a Variable holds an array, not another Variable: use variable.array")
         if isinstance(value, np.ndarray) and hasattr(value, "mask"):
@@ -369,7 +370,7 @@ def primitive(
                 a = a._array if fast else _waiting(a) if waits else a.array
             elif not is_own or a is None or type(a) is int:
                 pass
-            elif isinstance(a, np.ndarray):
+            elif isinstance(a, ndarray):
                 if a.dtype.kind not in "fiub":
                     name = function.__name__.lstrip("_")
                     raise TypeError(f"{name}: expected real numbers, got dtype {a.dtype}")
@@ -378,10 +379,10 @@ def primitive(
             values.append(a)
         if operands and 0 < len(variables) < operands:
             _take_dtype(args, values, variables, operands)
-        returned = function(*values, **kwargs)
-        if type(returned) is not tuple:
+        returned = function(*values, **kwargs) if kwargs else function(*values)
+        if type(returned) is not tuple or not returned:
             raise TypeError(f"{function.__name__} must return a tuple: its value, then its rules")
-        y, *rules = returned
+        y, rules = returned[0], returned[1:]
         if not variables:
             return y.value(values) if type(y) is Later else y
         n = len(rules)
@@ -398,7 +399,11 @@ def primitive(
             y = y.value(values)
         result = Variable(y)
         y = result._array
-        if y.base is None and not _is_among(y, values):
+        alone = y.base is None
+        for value in values:  # by identity; `in` would compare numbers
+            if value is y:
+                alone = False
+        if alone:
             result._private = is_own
         else:
             if any(variable._lent for variable in variables):
@@ -406,7 +411,8 @@ def primitive(
             for variable in variables:
                 variable._private = False
         if not _silenced.get():
-            result._node = _Node(operation, args, values[:n], rules, y)
+            inputs = values if len(values) == n else values[:n]
+            result._node = _Node(operation, args, inputs, rules, y)
         return result
 
     fast = is_own and not waits
@@ -415,13 +421,6 @@ def primitive(
     operation.waits = waits
     operation.function = function
     return operation
-
-
-def _is_among(array, values) -> bool:
-    for value in values:  # by identity; `in` would compare numbers
-        if value is array:
-            return True
-    return False
 
 
 def _take_dtype(args, values, variables, operands):
@@ -563,9 +562,11 @@ class Gradients(MutableMapping):
             self._freeze(late.union(passed))
 
     def _compute(self, order, wanted) -> None:
+        pull = self._pull if self._differentiable else self._sum
+        g = self._g
         for v in order:
-            if v in wanted and v not in self._g:
-                self._g[v] = self._pull(v)
+            if v in wanted and v not in g:
+                g[v] = pull(v)
 
     def _pull(self, v, shown: bool = False):
         """Sum of what the Variables made from `v` send back to it; None if they send nothing."""
@@ -574,7 +575,7 @@ class Gradients(MutableMapping):
         with _Recording():
             return self._sum(v, shown)
 
-    def _sum(self, v, shown):
+    def _sum(self, v, shown=False):
         total = None
         for consumer, rule, value in self._edges[v]:
             g = self._g[consumer]
@@ -586,16 +587,23 @@ class Gradients(MutableMapping):
             elif self._differentiable:
                 values, y = _as_variables(consumer, node)
             else:
-                values, y = self._frozen.get(consumer) or (node.values, node.y)
+                values, y = node.values, node.y
+                if consumer in self._frozen:
+                    values, y = self._frozen[consumer]
                 if node.operation.waits:
                     values = [_value(one) for one in values]
             part = rule(g, y, *values)
-            if type(part) is not np.ndarray or (part.shape, part.dtype) != (
-                value.shape,
-                value.dtype,
+            if (
+                type(part) is not ndarray
+                or part.dtype is not value.dtype
+                or part.shape != value.shape
             ):
                 part = _fitting(part, value, rule, node)
-            total = part if total is None else _as_gradient(total + part)
+            if total is not None:
+                part = total + part
+                if type(part) is not ndarray:
+                    part = _as_gradient(part)
+            total = part
         return total
 
     def _freeze(self, variables) -> None:

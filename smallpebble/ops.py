@@ -49,44 +49,68 @@ def _inexact(a) -> np.ndarray:
 # ----------------------------------------------------------------------------- element by element
 
 
+# The rules of the commonest operations close over nothing and are made once, not at each call:
+# making a function takes as long as adding small arrays.
+
+
+def _to_a(g, y, a, b):
+    return sum_to(g, a.shape)
+
+
+def _to_b(g, y, a, b):
+    return sum_to(g, b.shape)
+
+
+def _minus_to_b(g, y, a, b):
+    return sum_to(-g, b.shape)
+
+
+def _times_b(g, y, a, b):
+    return sum_to(g * b if g.size < LARGE else mul(g, b), a.shape)
+
+
+def _times_a(g, y, a, b):
+    return sum_to(g * a if g.size < LARGE else mul(g, a), b.shape)
+
+
+def _over_b(g, y, a, b):
+    return sum_to(g / b, a.shape)
+
+
+def _slope_of_divisor(g, y, a, b):
+    return sum_to(-g * y / b, b.shape)
+
+
+def _minus(g, y, a):
+    return -g
+
+
+def _times_y(g, y, a):
+    return g * y
+
+
 @primitive(linear=True, operands=2)
 def add(a: Operand, b: Operand) -> Any:
     """a + b, element by element, broadcast."""
-    return (
-        _binary(kernels.add, a, b, "add"),
-        lambda g, y, a, b: sum_to(g, a.shape),
-        lambda g, y, a, b: sum_to(g, b.shape),
-    )
+    return _binary(kernels.add, a, b, "add"), _to_a, _to_b
 
 
 @primitive(linear=True, operands=2)
 def sub(a: Operand, b: Operand) -> Any:
     """a - b, element by element, broadcast."""
-    return (
-        _binary(kernels.sub, a, b, "sub"),
-        lambda g, y, a, b: sum_to(g, a.shape),
-        lambda g, y, a, b: sum_to(-g, b.shape),
-    )
+    return _binary(kernels.sub, a, b, "sub"), _to_a, _minus_to_b
 
 
 @primitive(operands=2)
 def mul(a: Operand, b: Operand) -> Any:
     """a * b, element by element, broadcast."""
-    return (
-        _binary(kernels.mul, a, b, "mul"),
-        lambda g, y, a, b: sum_to(g * b if g.size < LARGE else mul(g, b), a.shape),
-        lambda g, y, a, b: sum_to(g * a if g.size < LARGE else mul(g, a), b.shape),
-    )
+    return _binary(kernels.mul, a, b, "mul"), _times_b, _times_a
 
 
 @primitive(operands=2)
 def div(a: Operand, b: Operand) -> Any:
     """a / b, element by element, broadcast."""
-    return (
-        _binary(kernels.div, a, b, "div"),
-        lambda g, y, a, b: sum_to(g / b, a.shape),
-        lambda g, y, a, b: sum_to(-g * y / b, b.shape),
-    )
+    return _binary(kernels.div, a, b, "div"), _over_b, _slope_of_divisor
 
 
 @primitive(operands=2)
@@ -139,7 +163,7 @@ def _binary(function, a, b, name):
 @primitive(linear=True)
 def neg(a: Operand) -> Any:
     """-a."""
-    return np.negative(a), lambda g, y, a: -g
+    return np.negative(a), _minus
 
 
 @primitive
@@ -151,7 +175,7 @@ def square(a: Operand) -> Any:
 @primitive
 def exp(a: Operand) -> Any:
     """e ** a."""
-    return np.exp(a), lambda g, y, a: g * y
+    return np.exp(a), _times_y
 
 
 @primitive
@@ -278,7 +302,7 @@ def _sum_to(a, shape):
 
 def sum_to(a: Operand, shape: Sequence[int]) -> Variable:
     """`a` summed down to `shape`, which broadcasts to that of `a`: undoes `broadcast_to`."""
-    if isinstance(a, (Variable, np.ndarray)) and a.shape == shape:
+    if (type(a) is np.ndarray or isinstance(a, Variable)) and a.shape == shape:
         return a
     a, shape = _whole(a), _shape(shape, "sum_to")
     return a if a.shape == shape else _sum_to(a, shape)
