@@ -221,12 +221,16 @@ def relu(a: Operand) -> Any:
 @primitive(waits=True)
 def leaky_relu(a: Operand, alpha: float = 0.02) -> Any:
     """`a` where a > 0, else alpha * a; slope `alpha` at 0."""
-    if isinstance(alpha, str) or np.ndim(alpha) or np.asarray(alpha).dtype.kind not in "fiub":
-        raise TypeError(f"leaky_relu: alpha must be a number, got {alpha!r}")
-    if isinstance(alpha, np.ndarray):  # lest it be written to before it is used
-        alpha = alpha[()]
-    dtype = a.dtype if hasattr(a, "dtype") and a.dtype.kind == "f" else np.dtype(np.float64)
-    value = Later(lambda a, *_: kernels.leaky_relu(_inexact(a), alpha), np.shape(a), dtype)
+    if type(alpha) is not float:
+        if isinstance(alpha, str) or np.ndim(alpha) or np.asarray(alpha).dtype.kind not in "fiub":
+            raise TypeError(f"leaky_relu: alpha must be a number, got {alpha!r}")
+        if isinstance(alpha, np.ndarray):  # lest it be written to before it is used
+            alpha = alpha[()]
+    if type(a) is Later or np.ndim(a) == 4:  # images: a pooling may follow, which does both at once
+        dtype = a.dtype if hasattr(a, "dtype") and a.dtype.kind == "f" else np.dtype(np.float64)
+        value = Later(lambda a, *_: kernels.leaky_relu(_inexact(a), alpha), np.shape(a), dtype)
+    else:
+        value = kernels.leaky_relu(_inexact(a), alpha)
     return value, lambda g, y, a: _leaky_relu_grad(g, a, alpha)
 
 
