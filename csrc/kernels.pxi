@@ -296,10 +296,12 @@ cdef bint is_weights(Operand a, const geometry *s) noexcept:
     return a.view.ndim == 4 and a.view.shape[0] == s.kh and a.view.shape[1] == s.kw
 
 
-cdef bint use_winograd(const geometry *s) except -1:
+cdef bint use_winograd(const geometry *s, bint of_kernels=False) except -1:
     """Whether to convolve by Winograd's algorithm: where it applies, and is asked for or pays.
 
-    The choice depends on the shapes alone, so that results do not depend on the threads.
+    The gradient in the kernels has no kernels to transform first, so it needs fewer tiles, but gains
+    nothing with those of two outputs. The choice depends on the shapes alone, so that results do
+    not depend on the threads.
     """
     cdef str wanted = _choice.algorithm
     cdef Py_ssize_t tiles = ((s.oh + 2) // 3) * ((s.ow + 2) // 3)
@@ -308,14 +310,16 @@ cdef bint use_winograd(const geometry *s) except -1:
     if wanted == "winograd":
         return True
     # Rows of tiles are taken whole, so wide images would take much scratch memory.
-    return (s.c >= 16 and s.m >= 16 and s.n * tiles >= 32
-            and 9 * tiles <= 2 * s.oh * s.ow and s.ow <= 512)
+    if s.c < 16 or s.m < 16 or s.oh < 3 or s.ow < 3 or s.ow > 512:
+        return False
+    return s.n * tiles >= 24 and 9 * tiles <= 2 * s.oh * s.ow if of_kernels else s.n * tiles >= 32
 
 
 cdef object convolve(conv_function *direct, conv_function *winograd, str kernel, geometry *s,
                      Operand a, Operand b, Operand y, int real, pooling *pooled=NULL):
     """Run one of the three convolutions, all of whose sizes are in `s`."""
-    cdef conv_function function = winograd[real] if use_winograd(s) else direct[real]
+    cdef bint of_kernels = direct == <conv_function *>conv2d_grad_kernels_table
+    cdef conv_function function = winograd[real] if use_winograd(s, of_kernels) else direct[real]
     cdef int status = 0
     if s.n == 0 or s.c == 0 or s.m == 0:
         y.array[...] = 0
@@ -406,7 +410,12 @@ cdef int read_pooling(object window, object pool, object alpha, geometry *s, poo
 
 
 cdef bint pools_at_once(const geometry *s, int real) noexcept:
-    """Whether outputs are pooled in the cache, and do not become an array. Bits do not differ."""
+    """Whether outputs are pooled in the cache, and do not become an array. Bits do not differ.
+
+    A window of one pixel is a matrix product, whose sums may have another order than tiles' have.
+    """
+    if s.kh * s.kw * s.sy * s.sx == 1:
+        return False
     return (s.n >= POOLED_IMAGES
             and s.oh * s.ow <= POOLED_BYTES // s.m // REAL_BYTES[real])
 
