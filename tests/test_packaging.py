@@ -60,7 +60,7 @@ def test_files_that_users_need_are_there():
     total = sum(
         path.stat().st_size for path in PACKAGE.rglob("*") if "__pycache__" not in str(path)
     )
-    assert total < 4_000_000  # unpacked; the wheel itself is held under 2 MB by .ci/run
+    assert total < 4_500_000  # unpacked; the wheel itself is held under 2 MB by .ci/run
 
 
 def test_without_compiled_modules_there_is_one_warning():
