@@ -429,10 +429,12 @@ def test_processes_and_pools_of_others(tmp_path, way):
 
 
 INTERRUPTED = """
-import sys
+import signal, sys
 import numpy as np
 import smallpebble as sp
 
+# What runs the tests in the background may have them ignore it, and passes that on.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 a = np.random.default_rng(0).standard_normal((300, 300)).astype(np.float32)
 with sp.set_num_threads(1):
     want = sp.kernels.matmul(a, a).tobytes()
