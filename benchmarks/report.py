@@ -44,7 +44,6 @@ _CALL = (
     "a Variable."
 )
 _LANES = "The channels fill no vector, and every pixel takes one all the same."
-_DIRECT = "Winograd's algorithm begins at four images; a single one is summed directly."
 _FEW_TILES = (
     "8 images of 7x7 pixels make 72 tiles, few for so many transformed weights: 25 numbers for 9, "
     "which are written once and read for each pass."
@@ -61,7 +60,7 @@ NET_REASONS = {
     ),
     "readme_mlp*2 ": (
         "the batch and the weights come from memory for each product, which two threads wait for "
-        "together, and Python between the products runs on one thread"
+        "together; Python and activations of 20,000 numbers run on one thread"
     ),
 }
 REASONS = {
@@ -76,11 +75,6 @@ REASONS = {
     "matmul 16x4096 4096x4096, forward": (
         "Each number of b is used for 16 rows only, so memory decides; b is read in place, a panel "
         "after the other, in short pieces that are far apart."
-    ),
-    "matmul 1000x8x8": "The matrices of a batch are multiplied one after the other, by one thread.",
-    "matmul 64x64x64": (
-        "Each matrix of the batch is a product of its own and a job of the pool, with little to "
-        "share out."
     ),
     "maxpool2d 64x24x24x6*grad images": _LANES,
     "maxpool2d 16x29x31x13*grad images": _LANES,
@@ -99,6 +93,9 @@ REASONS = {
         "One channel and six kernels: windows of 25 numbers are copied together for a product that "
         "uses each of them six times."
     ),
+    "LeNet 128x14x14x6 5x5 to 16 VALID, grad kernels": (
+        "Windows of 150 numbers are copied together for a product that uses each number 16 times."
+    ),
     "LeNet 128x28x28x1 5x5 to 6 SAME, forward": "Six kernels fill less than half of a vector.",
     "one channel*grad kernels": (
         "Windows of nine numbers are copied together first, which is nine times the image."
@@ -113,14 +110,12 @@ REASONS = {
         "Winograd's algorithm does not apply with a stride; pixels see one, two or four cells of "
         "the window, so products are short."
     ),
-    "digits 64x4x4x32 3x3 to 64 SAME, forward": (
-        "On 4x4 pixels with padding few outputs see the same cells of the window: tiles of one or "
-        "two rows. Winograd's tiles would hang over the border."
-    ),
     "ResNet 8x7x7x512 3x3 to 512 SAME, forward": _FEW_TILES,
     "ResNet 8x7x7x512 3x3 to 512 SAME, grad images": _FEW_TILES,
-    "ResNet 1x14x14x256": _DIRECT,
-    "ResNet 1x56x56x64": _DIRECT,
+    "ResNet 1x14x14x256*grad images": (
+        "One image makes 25 tiles, too few for Winograd's algorithm to gain what it costs to "
+        "transform the kernels: 25 numbers for 9."
+    ),
     "odd 16x29x31x13 3x3 to 17": (
         "13 channels are too few for Winograd's algorithm, and neither 13 nor 17 numbers fill "
         "whole vectors."
