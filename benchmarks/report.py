@@ -60,7 +60,7 @@ NET_REASONS = {
     ),
     "readme_mlp*2 ": (
         "the batch and the weights come from memory for each product, which two threads wait for "
-        "together; Python and activations of 20,000 numbers run on one thread"
+        "together, and Python between the products runs on one thread"
     ),
 }
 REASONS = {
