@@ -77,7 +77,7 @@ static const adam_function adam_table[2] = BOTH(adam);
 
 /* Products of a batch: c[i] = a[i] @ b[i] for an index i of `dims` axes. Small ones are tasks, large
  * ones share each its own work. */
-#define BATCH_DIMS 64
+#define BATCH_DIMS 64  /* an array of NumPy has no more axes */
 #define BATCH_WORK 2e7 /* so many operations or more are shared */
 
 typedef struct {

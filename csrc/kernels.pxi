@@ -84,7 +84,6 @@ cdef extern from "kernels.h" nogil:
     const row_function *loss_grad_table
     const add_rows_function *add_rows_table
     const adam_function *adam_table
-    const int BATCH_DIMS
     ctypedef struct matmul_batch:
         matmul_function function
         const pool_api *pool
@@ -830,7 +829,7 @@ cdef object by_element(char operation, object ufunc, object a, object b):
     # From here on only what is held counts: another thread could give an array another shape.
     if (not collapse(u.view.ndim, u.view.shape, v.view.ndim, v.view.shape, &s)
             or z.size() != s.total):
-        raise ValueError("an array changed its shape while it was in use")
+        raise ValueError(f"{ufunc.__name__}: an array changed its shape while it was in use")
     cdef arithmetic_function function = arithmetic_table[real]
     with nogil:
         raised = function(pool, operation, u.view.buf, v.view.buf, z.view.buf, s.axes,

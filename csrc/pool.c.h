@@ -2,9 +2,10 @@
  *
  * Workers start with the first job that wants them. Between jobs a worker spins for a moment, since
  * the next kernel is often microseconds away; for some longer it lets anybody else who is waiting for
- * the core have it, and then sleeps, from which it takes tens of microseconds to wake. A job is open while its tasks last;
- * a worker enters an open job by counting itself in, and the caller returns when the job is closed
- * and everybody who entered has left, so a worker that wakes up late is not waited for.
+ * the core have it, and then sleeps, from which it takes tens of microseconds to wake. A job is open
+ * while its tasks last; a worker enters an open job by counting itself in, and the caller returns
+ * when the job is closed and everybody who entered has left, so a worker that wakes up late is not
+ * waited for.
  *
  * Before fork() the workers are stopped and joined; parent and child both begin afresh.
  */
