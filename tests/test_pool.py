@@ -766,6 +766,25 @@ def test_scratch_memory_is_counted_and_released():
     pool.release_scratch()
 
 
+def test_released_scratch_memory_is_that_of_the_workers_too(set_num_threads):
+    """Products of a batch are tasks, which use scratch memory of the threads that take them."""
+    module = best()
+    a = np.ones((64, 30, 300), np.float32)
+    b = np.ones((64, 33, 300), np.float32).swapaxes(1, 2)
+    pool.release_scratch()
+    before = pool.scratch_bytes()
+    set_num_threads(1)
+    assert (module.matmul(a, b) == 300).all()
+    alone = pool.scratch_bytes()
+    assert alone > before
+    set_num_threads(3)
+    for _ in range(2):  # once more, with workers that start again
+        while pool.scratch_bytes() <= alone:  # a worker that is late finds no task left
+            assert (module.matmul(a, b) == 300).all()
+        pool.release_scratch()
+        assert pool.scratch_bytes() == before
+
+
 def test_scratch_memory_goes_with_its_thread():
     module = best()
     ((kernel, function, args, _),) = all_shared(module, names=["matmul"])
