@@ -3,9 +3,13 @@
  * Workers start with the first job that wants them. Between jobs a worker spins for a moment, since
  * the next kernel is often microseconds away; for some longer it lets anybody else who is waiting for
  * the core have it, and then sleeps, from which it takes tens of microseconds to wake. A job is open
- * while its tasks last; a worker enters an open job by counting itself in, and the caller returns
- * when the job is closed and everybody who entered has left, so a worker that wakes up late is not
- * waited for.
+ * while its tasks last; a worker enters an open job by saying so, and the caller returns when the job
+ * is closed and everybody who entered has left, so a worker that wakes up late is not waited for.
+ *
+ * Everybody has a share of the tasks, which are neighbours, and takes from those of others when it is
+ * done: jobs that cut their arrays alike then find in a core's cache what the last one left there. What
+ * threads write lies in lines of its own, since a line that moves to another core and back may cost
+ * half a microsecond.
  *
  * Before fork() the workers are stopped and joined; parent and child both begin afresh.
  */
@@ -37,17 +41,25 @@ static int pool_started = 0;      /* workers that exist; changed only with pool_
 static int pool_stop = 0;         /* with pool_state held */
 static int pool_sleepers = 0;     /* with pool_state held */
 static int pool_spins = 1;        /* whether there are cores to spin on */
-static unsigned pool_generation;  /* number of the newest job, which is how many there were */
 
-static struct {
+#define POOL_LINES _Alignas(128) /* two lines, which some processors fetch together */
+
+/* Written by the caller. */
+static POOL_LINES struct {
+    unsigned generation; /* number of the newest job, which is how many there were */
+    int open;
+    int sharers; /* who may take part, the caller among them */
     pool_body body;
     void *context;
-    ptrdiff_t n_tasks;
-    ptrdiff_t next;
-    int workers; /* who may take part */
-    int open;
-    int inside;
 } pool_job;
+
+/* The tasks [next, end) that are left of a thread's share, and whether it is inside the job. */
+typedef struct {
+    POOL_LINES ptrdiff_t next;
+    ptrdiff_t end;
+    int inside;
+} pool_share;
+static pool_share pool_shares[POOL_MOST_THREADS];
 
 static void pool_pause(void) {
 #if defined(__x86_64__) || defined(__i386__)
@@ -64,13 +76,16 @@ static int64_t pool_now(void) {
 }
 
 static void pool_take_tasks(int worker) {
-    pool_body body = pool_job.body;
-    void *context = pool_job.context;
-    ptrdiff_t n_tasks = pool_job.n_tasks;
-    for (;;) {
-        ptrdiff_t task = __atomic_fetch_add(&pool_job.next, 1, __ATOMIC_RELAXED);
-        if (task >= n_tasks) return;
-        body(context, task, worker);
+    const pool_body body = pool_job.body;
+    void *const context = pool_job.context;
+    const int sharers = pool_job.sharers;
+    for (int i = 0, owner = worker; i < sharers; i++, owner = owner + 1 < sharers ? owner + 1 : 0) {
+        pool_share *share = &pool_shares[owner];
+        const ptrdiff_t end = share->end;
+        while (__atomic_load_n(&share->next, __ATOMIC_RELAXED) < end) {
+            const ptrdiff_t task = __atomic_fetch_add(&share->next, 1, __ATOMIC_RELAXED);
+            if (task < end) body(context, task, worker);
+        }
     }
 }
 
@@ -80,19 +95,20 @@ static void *pool_worker(void *argument) {
     for (;;) {
         int spins = __atomic_load_n(&pool_spins, __ATOMIC_RELAXED);
         int64_t idle = 0, since = spins ? pool_now() : 0;
-        unsigned generation = __atomic_load_n(&pool_generation, __ATOMIC_ACQUIRE);
+        unsigned generation = __atomic_load_n(&pool_job.generation, __ATOMIC_ACQUIRE);
         while (spins && generation == seen && idle < YIELD_NANOSECONDS) {
-            if (idle < SPIN_NANOSECONDS)
-                for (int i = 0; i < 32; i++) pool_pause();
-            else sched_yield();
-            generation = __atomic_load_n(&pool_generation, __ATOMIC_ACQUIRE);
+            if (idle >= SPIN_NANOSECONDS) sched_yield();
+            for (int i = 0; i < 32 && generation == seen; i++) {
+                pool_pause();
+                generation = __atomic_load_n(&pool_job.generation, __ATOMIC_ACQUIRE);
+            }
             idle = pool_now() - since;
         }
         if (generation == seen) {
             pthread_mutex_lock(&pool_state);
             pool_sleepers++;
             while (!pool_stop &&
-                   (generation = __atomic_load_n(&pool_generation, __ATOMIC_SEQ_CST)) == seen)
+                   (generation = __atomic_load_n(&pool_job.generation, __ATOMIC_SEQ_CST)) == seen)
                 pthread_cond_wait(&pool_wake, &pool_state);
             pool_sleepers--;
             int stop = pool_stop;
@@ -100,10 +116,11 @@ static void *pool_worker(void *argument) {
             if (stop) return NULL;
         }
         seen = generation;
-        __atomic_fetch_add(&pool_job.inside, 1, __ATOMIC_SEQ_CST);
-        if (__atomic_load_n(&pool_job.open, __ATOMIC_SEQ_CST) && worker <= pool_job.workers)
+        int *inside = &pool_shares[worker].inside;
+        __atomic_store_n(inside, 1, __ATOMIC_SEQ_CST);
+        if (__atomic_load_n(&pool_job.open, __ATOMIC_SEQ_CST) && worker < pool_job.sharers)
             pool_take_tasks(worker);
-        __atomic_fetch_sub(&pool_job.inside, 1, __ATOMIC_SEQ_CST);
+        __atomic_store_n(inside, 0, __ATOMIC_RELEASE);
     }
 }
 
@@ -161,22 +178,26 @@ static void pool_run(pool_body body, void *context, ptrdiff_t n_tasks, int threa
         pool_serial(body, context, n_tasks);
         return;
     }
+    const int sharers = helpers < pool_started ? helpers + 1 : pool_started + 1;
+    for (int i = 0; i < sharers; i++) {
+        pool_shares[i].end = n_tasks / sharers * (i + 1) + n_tasks % sharers * (i + 1) / sharers;
+        pool_shares[i].next = i ? pool_shares[i - 1].end : 0;
+    }
     pool_job.body = body;
     pool_job.context = context;
-    pool_job.n_tasks = n_tasks;
-    pool_job.workers = helpers;
-    __atomic_store_n(&pool_job.next, 0, __ATOMIC_RELAXED);
+    pool_job.sharers = sharers;
     __atomic_store_n(&pool_job.open, 1, __ATOMIC_SEQ_CST);
-    __atomic_fetch_add(&pool_generation, 1, __ATOMIC_SEQ_CST);
+    __atomic_fetch_add(&pool_job.generation, 1, __ATOMIC_SEQ_CST);
     pthread_mutex_lock(&pool_state);
     if (pool_sleepers) pthread_cond_broadcast(&pool_wake);
     pthread_mutex_unlock(&pool_state);
     pool_take_tasks(0);
     __atomic_store_n(&pool_job.open, 0, __ATOMIC_SEQ_CST);
-    for (int i = 0; __atomic_load_n(&pool_job.inside, __ATOMIC_SEQ_CST); i++) {
-        if (i < 2000) pool_pause();
-        else sched_yield();
-    }
+    for (int worker = 1, i = 0; worker <= pool_started; worker++)
+        for (; __atomic_load_n(&pool_shares[worker].inside, __ATOMIC_SEQ_CST); i++) {
+            if (i < 2000) pool_pause();
+            else sched_yield();
+        }
     pthread_mutex_unlock(&pool_busy);
 }
 
@@ -254,7 +275,7 @@ static void pool_set_threads(int n, int cores) {
 }
 
 static int pool_threads(void) { return __atomic_load_n(&pool_wanted, __ATOMIC_RELAXED); }
-static unsigned pool_jobs(void) { return __atomic_load_n(&pool_generation, __ATOMIC_RELAXED); }
+static unsigned pool_jobs(void) { return __atomic_load_n(&pool_job.generation, __ATOMIC_RELAXED); }
 
 /* The one name that the shared library shows: by it threadpoolctl knows the library. */
 __attribute__((visibility("default"))) int smallpebble_get_num_threads(void) {
