@@ -29,8 +29,9 @@
 
 #define BOTH(name) {name##_float, name##_double}
 
-typedef int (*matmul_function)(const pool_api *, const void *, const void *, void *, ptrdiff_t,
-                               ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t);
+typedef int (*matmul_function)(const pool_api *, const void *, const void *, const void *, void *,
+                               ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t, ptrdiff_t,
+                               ptrdiff_t);
 typedef int (*conv_function)(const pool_api *, const geometry *, const void *, const void *, void *,
                              const pooling *);
 typedef int (*window_function)(const pool_api *, const geometry *, const void *, void *, uint8_t *,
@@ -75,7 +76,7 @@ static const row_function loss_grad_table[2] = BOTH(loss_grad);
 static const add_rows_function add_rows_table[2] = BOTH(add_rows);
 static const adam_function adam_table[2] = BOTH(adam);
 
-/* Products of a batch: c[i] = a[i] @ b[i] for an index i of `dims` axes. Small ones are tasks, large
+/* Products of a batch: c[i] = a[i] @ b[i] + bias for an index i of `dims` axes. Small ones are tasks, large
  * ones share each its own work. */
 #define BATCH_DIMS 64  /* an array of NumPy has no more axes */
 #define BATCH_WORK 2e7 /* so many operations or more are shared */
@@ -83,7 +84,7 @@ static const adam_function adam_table[2] = BOTH(adam);
 typedef struct {
     matmul_function function;
     const pool_api *pool;
-    const char *a, *b;
+    const char *a, *b, *bias;
     char *c;
     ptrdiff_t m, n, k, ai, ak, bk, bj;                /* of each product, see matmul */
     ptrdiff_t count, size, tasks;                     /* size: bytes of a product */
@@ -103,8 +104,8 @@ static void matmul_batch_task(void *context, ptrdiff_t task, int worker) {
             b += index % job->shape[d] * job->b_steps[d];
             index /= job->shape[d];
         }
-        if (job->function(job->pool, a, b, job->c + i * job->size, job->m, job->n, job->k, job->ai,
-                          job->ak, job->bk, job->bj))
+        if (job->function(job->pool, a, b, job->bias, job->c + i * job->size, job->m, job->n, job->k,
+                          job->ai, job->ak, job->bk, job->bj))
             __atomic_store_n(&job->status, -1, __ATOMIC_RELAXED);
     }
 }

@@ -27,8 +27,8 @@ cdef extern from "kernels.h" nogil:
     ctypedef struct geometry:
         Py_ssize_t n, h, w, c, m, kh, kw, sy, sx, top, left, oh, ow
     ctypedef int (*matmul_function)(
-        const pool_api *, const void *, const void *, void *, Py_ssize_t, Py_ssize_t, Py_ssize_t,
-        Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t) noexcept
+        const pool_api *, const void *, const void *, const void *, void *, Py_ssize_t, Py_ssize_t,
+        Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t) noexcept
     const int CODE_SCALED
     ctypedef struct pooling:
         geometry window
@@ -89,6 +89,7 @@ cdef extern from "kernels.h" nogil:
         const pool_api *pool
         const char *a
         const char *b
+        const char *bias
         char *c
         Py_ssize_t m, n, k, ai, ak, bk, bj, count, size
         Py_ssize_t shape[]
@@ -889,17 +890,23 @@ cdef Py_ssize_t batch_step(Py_buffer *view, Py_ssize_t axis) noexcept:
     return view.strides[axis] if axis >= 0 and view.shape[axis] > 1 else 0
 
 
-def matmul(a, b):
-    """Matrix product as `numpy.matmul`, batches broadcast: (..., i, k) @ (..., k, j)."""
+def matmul(a, b, bias=None):
+    """Matrix product as `numpy.matmul`, batches broadcast: (..., i, k) @ (..., k, j) + (j,)."""
     a = plain(a, "matmul")
     b = plain(b, "matmul")
     cdef int real = common(real_of(a), real_of(b))
+    cdef Operand row = None
+    if bias is not None:
+        bias = plain(bias, "matmul")
+        real = common(real, real_of(bias))
     cdef Py_ssize_t m, n, k, i, item
     cdef int status
     if not a.ndim or not b.ndim:
         raise ValueError(f"matmul: scalars have no product: {a.shape} and {b.shape}")
+    if bias is not None and (b.ndim < 2 or bias.shape != b.shape[-1:]):
+        raise ValueError(f"matmul: a bias of shape {bias.shape} does not fit columns of {b.shape}")
     if real == OTHER:
-        return reference.matmul(a, b)
+        return reference.matmul(a, b, bias)
     cdef bint is_row = a.ndim == 1, is_column = b.ndim == 1
     if is_row:
         a = a.reshape(1, -1)
@@ -914,6 +921,10 @@ def matmul(a, b):
     m, k, n = va.shape[va.ndim - 2], va.shape[va.ndim - 1], vb.shape[vb.ndim - 1]
     if vb.shape[vb.ndim - 2] != k:
         raise ValueError("matmul: an array changed its shape while it was in use")
+    if bias is not None:
+        row = read(bias, real)
+        if row.view.shape[0] != n:
+            raise ValueError("matmul: an array changed its shape while it was in use")
     item = va.itemsize
     batch = ()
     if va.ndim > 2 or vb.ndim > 2:
@@ -926,6 +937,9 @@ def matmul(a, b):
     cdef matmul_batch job
     job.function, job.pool, job.status = matmul_table[real], pool, 0
     job.a, job.b, job.c = <const char *>va.buf, <const char *>vb.buf, <char *>z.view.buf
+    job.bias = NULL
+    if row is not None:
+        job.bias = <const char *>row.view.buf
     job.m, job.n, job.k, job.size = m, n, k, m * n * item
     job.ai, job.ak = va.strides[va.ndim - 2] // item, va.strides[va.ndim - 1] // item
     job.bk, job.bj = vb.strides[vb.ndim - 2] // item, vb.strides[vb.ndim - 1] // item

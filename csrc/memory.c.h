@@ -4,7 +4,8 @@
  * and unmapped at every step costs as much as the arithmetic on it. Blocks that are given back are
  * kept, and handed out again for sizes like theirs.
  *
- * What is held, in use and kept together, never exceeds the most that was ever in use at once: a
+ * What is held, in use and kept together, never exceeds the most that was ever in use at once by more
+ * than a quarter and MEMORY_SLACK, without which steps of a few sizes would throw out each other's: a
  * request that finds no block of its size sends kept ones of other sizes back to the system first.
  */
 #include <stddef.h>
@@ -30,6 +31,7 @@ static void *memory_new(size_t alignment, size_t bytes) {
 #endif
 
 #define MEMORY_HUGE ((size_t)2 << 20) /* from here on, whole pages of this size are asked for */
+#define MEMORY_SLACK ((size_t)4 << 20)
 
 /* Sizes are rounded up to an eighth of a power of two, so a block fits what is like it. */
 #define MEMORY_STEPS 8
@@ -87,7 +89,7 @@ static void *memory_malloc(void *context, size_t size) {
         return block + 1;
     }
     const size_t most = memory_most_bytes, alignment = bytes >= MEMORY_HUGE ? MEMORY_HUGE : 64;
-    memory_trim(most - memory_used_bytes);
+    memory_trim(most + most / 4 + MEMORY_SLACK - memory_used_bytes);
     memory_unlock();
     block = memory_new(alignment, bytes);
     if (!block) { /* perhaps because of what is kept */

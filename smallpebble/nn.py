@@ -87,10 +87,12 @@ def linearlayer(
 
 def _linear(a, weights, bias=None):
     a = _into(a, weights.dtype)
-    if bias is not None and a.shape[1:] == weights.shape[:1] and bias.dtype == weights.dtype:
+    if bias is None:
+        return matmul(a, weights)
+    fits = a.shape[1:] == weights.shape[:1] and bias.shape == weights.shape[1:]
+    if fits and bias.dtype == weights.dtype:
         return _matmul_add(a, weights, bias)
-    y = matmul(a, weights)
-    return y if bias is None else add(y, bias)
+    return add(matmul(a, weights), bias)
 
 
 def _into(a, dtype):

@@ -587,10 +587,9 @@ def _swapped(a):
 
 @primitive(operands=3)
 def _matmul_add(a, b, c):
-    """a @ b + c in one, for c of one dimension: the sum takes no array of its own."""
-    y = kernels.matmul(a, b)
+    """a @ b + c in one, for c of one dimension, as long as the rows of b."""
     return (
-        np.add(y, c, out=y),
+        kernels.matmul(a, b, c),
         lambda g, y, a, b, c: sum_to(_matmul(g, _swapped(b)), a.shape),
         lambda g, y, a, b, c: sum_to(_matmul(_swapped(a), g), b.shape),
         lambda g, y, a, b, c: sum_to(g, c.shape),

@@ -1452,7 +1452,7 @@ def products(draw):
     a_shape = (k,) if vectors[0] else (*a, m, k)
     b_shape = (k,) if vectors[1] else (*b, k, n)
     flips = [draw(st.booleans()) and len(shape) > 1 for shape in (a_shape, b_shape)]
-    return a_shape, b_shape, *flips
+    return a_shape, b_shape, *flips, not vectors[1] and draw(st.booleans())
 
 
 shapes = st.lists(st.integers(0, 8), max_size=4).map(tuple)

@@ -773,8 +773,11 @@ _PRODUCTS = (
     ((0, 2, 3), (3, 4)),
     ((2, 3, 0), (2, 0, 4)),
 )
+_BIASED = tuple(
+    (a, b, *(*transposed, False, False)[:2], True) for a, b, *transposed in _PRODUCTS if len(b) > 1
+)
 _PRODUCTS_BENCH = (
-    ((200, 784), (784, 100), False, False),
+    ((200, 784), (784, 100), False, False, True),
     ((200, 100), (100, 784), False, True),
     ((784, 200), (200, 100), True, False),
     ((200, 100), (100, 100), False, False),
@@ -782,21 +785,24 @@ _PRODUCTS_BENCH = (
 )
 
 
-def _product_label(a, b, a_transposed=False, b_transposed=False):
-    return f"{_text(a)}{'t' * a_transposed} @ {_text(b)}{'t' * b_transposed}"
+def _product_label(a, b, a_transposed=False, b_transposed=False, biased=False):
+    factors = f"{_text(a)}{'t' * a_transposed} @ {_text(b)}{'t' * b_transposed}"
+    return factors + " + bias" * biased
 
 
 def _matmul(spec, rng, dtype):
-    a, b, *transposed = spec
+    a, b, *options = spec
+    a_transposed, b_transposed, biased = (*options, False, False, False)[:3]
     a, b = _real(rng, dtype, *a), _real(rng, dtype, *b)
-    if transposed and transposed[0]:
+    bias = (_real(rng, dtype, b.shape[-1]),) if biased else ()
+    if a_transposed:
         a = np.ascontiguousarray(a.swapaxes(-1, -2)).swapaxes(-1, -2)
-    if transposed and transposed[1]:
+    if b_transposed:
         b = np.ascontiguousarray(b.swapaxes(-1, -2)).swapaxes(-1, -2)
-    return a, b
+    return a, b, *bias
 
 
-def _matmul_work(a, b):
+def _matmul_work(a, b, bias=None):
     return 2 * a.size * b.shape[-1], "flop"
 
 
@@ -1079,11 +1085,11 @@ KERNELS = {
         Kernel(
             "matmul",
             _matmul,
-            _PRODUCTS,
+            (*_PRODUCTS, *_BIASED),
             _PRODUCTS_BENCH,
             _product_label,
             _matmul_work,
-            partial(_added, "matmul", lambda a, b: a.shape[-1]),
+            partial(_added, "matmul", lambda a, b, *bias: a.shape[-1] + len(bias)),
             whole=True,
         ),
         Kernel(

@@ -277,9 +277,12 @@ def div(a, b):
     return np.true_divide(a, b)
 
 
-def matmul(a, b):
-    """Matrix product as `numpy.matmul`, batches broadcast: (..., i, k) @ (..., k, j)."""
-    return np.asarray(np.matmul(a, b))
+def matmul(a, b, bias=None):
+    """Matrix product as `numpy.matmul`, batches broadcast: (..., i, k) @ (..., k, j) + (j,)."""
+    if bias is not None and (b.ndim < 2 or bias.shape != b.shape[-1:]):
+        raise ValueError(f"matmul: a bias of shape {bias.shape} does not fit columns of {b.shape}")
+    y = np.asarray(np.matmul(a, b))
+    return y if bias is None else y + bias
 
 
 # ------------------------------------------------------------------------ activations and losses
