@@ -7,6 +7,7 @@
 #include "arithmetic.inc"
 #include "elementwise.inc"
 #include "winograd.inc"
+#include "picked.inc"
 #undef VEC
 #undef LANES
 #undef MASK
@@ -22,6 +23,7 @@
 #undef LEAKY_KERNEL
 #undef BOTH_WAYS
 #undef BY_SIZE
+#undef PICKED
 #undef TILES_TO_5
 #undef TILES_TO_8
 #undef TILES_TO_12

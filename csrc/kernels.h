@@ -54,6 +54,7 @@ static const conv_function conv2d_grad_kernels_table[2] = BOTH(conv2d_grad_kerne
 static const conv_function winograd_table[2] = BOTH(winograd);
 static const conv_function winograd_grad_images_table[2] = BOTH(winograd_grad_images);
 static const conv_function winograd_grad_kernels_table[2] = BOTH(winograd_grad_kernels);
+static const conv_function picked_grad_kernels_table[2] = BOTH(picked_grad_kernels);
 static const pool_body check_codes_table[2] = BOTH(check_codes_task);
 static const window_function maxpool2d_table[2] = BOTH(maxpool2d);
 static const window_function maxpool2d_gather_table[2] = BOTH(maxpool2d_gather);

@@ -29,7 +29,8 @@ cdef extern from "kernels.h" nogil:
     ctypedef int (*matmul_function)(
         const pool_api *, const void *, const void *, const void *, void *, Py_ssize_t, Py_ssize_t,
         Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t) noexcept
-    const int CODE_SCALED
+    const int VECTOR_BYTES, CODE_SCALED
+    const double PICKED_COST
     ctypedef struct pooling:
         geometry window
         uint8_t *codes
@@ -63,6 +64,7 @@ cdef extern from "kernels.h" nogil:
     const conv_function *winograd_table
     const conv_function *winograd_grad_images_table
     const conv_function *winograd_grad_kernels_table
+    const conv_function *picked_grad_kernels_table
     const pool_body *check_codes_table
     const window_function *maxpool2d_table
     const window_function *maxpool2d_gather_table
@@ -420,6 +422,35 @@ cdef bint pools_at_once(const geometry *s, int real) noexcept:
             and s.oh * s.ow <= POOLED_BYTES // s.m // REAL_BYTES[real])
 
 
+cdef bint picks_outputs(const geometry *s, const pooling *p, int real) except -1:
+    """Whether the gradient in the kernels sums only over outputs that were the largest: where the
+    library may choose, and such sums, of whole vectors in rows of windows, are enough fewer.
+
+    The order of the sums is another one than without pooling.
+    """
+    if _choice.algorithm != "auto" or not s.n:
+        return False
+    cdef Py_ssize_t lanes = VECTOR_BYTES // REAL_BYTES[real], run = s.kw * s.c
+    cdef double all = <double>s.oh * s.ow * run
+    cdef double picked = <double>p.window.oh * p.window.ow * ((run + lanes - 1) // lanes * lanes)
+    # Winograd's algorithm has about a third of the products, but transforms images and gradients.
+    return (s.m >= 16 and 2 * s.n * all * s.kh * s.m >= 2e7
+            and PICKED_COST * (2.4 if use_winograd(s, True) else 1) * picked <= all)
+
+
+cdef bint sum_picked(const geometry *s, Operand g, Operand images, Operand y, int real,
+                     const pooling *p, str kernel) except -1:
+    """The gradient in the kernels from the outputs that were the largest; False if it has to be
+    formed otherwise, since numbers are not finite."""
+    cdef conv_function function = picked_grad_kernels_table[real]
+    cdef int status
+    with nogil:
+        status = function(pool, s, g.view.buf, images.view.buf, y.view.buf, p)
+    if status < 0:
+        finished(status, y, kernel)
+    return status == 0
+
+
 cdef object known_codes(Operand codes, const geometry *s, pooling *p, int real, str kernel):
     """Take `codes`, of the shape of g, for the pooling, after a check that they name pixels."""
     cdef pool_body check = check_codes_table[real]
@@ -517,6 +548,8 @@ def conv2d_maxpool2d_grad_kernels(g, codes, images, window, pool, alpha=1.0):
     if not s.m or not s.c or not pools_at_once(&s, real):
         return conv2d_grad_kernels(unpooled(x.array, i.array, pool, alpha), images, window)
     y = fresh((s.kh, s.kw, s.c, s.m), REALS[real])
+    if picks_outputs(&s, &p, real) and sum_picked(&s, x, k, y, real, &p, name):
+        return y.array
     return convolve(<conv_function *>conv2d_grad_kernels_table,
                     <conv_function *>winograd_grad_kernels_table, name, &s, x, k, y, real, &p)
 

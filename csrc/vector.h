@@ -16,9 +16,12 @@
 #define INLINE static inline __attribute__((always_inline, unused))
 
 /* Register tiles: ROWS_V is the most rows whose accumulators, V vectors each, stay in registers
- * together with V vectors of the right-hand side and one broadcast number. */
+ * together with V vectors of the right-hand side and one broadcast number.
+ * PICKED_COST is the time of a product in picked.inc, which loads a vector for each, beside that of
+ * one in a tile. */
 #if defined(__AVX512F__)
 #define VECTOR_BYTES 64
+#define PICKED_COST 2.5
 #define TILE_VECTORS 4
 #define ROWS_1 12
 #define ROWS_2 12
@@ -26,6 +29,7 @@
 #define ROWS_4 6
 #elif defined(__AVX2__)
 #define VECTOR_BYTES 32
+#define PICKED_COST 1.25
 #define TILE_VECTORS 2
 #define ROWS_1 12
 #define ROWS_2 6
@@ -33,6 +37,7 @@
 #define ROWS_4 0
 #elif defined(__ARM_NEON)
 #define VECTOR_BYTES 16
+#define PICKED_COST 1.25
 #define TILE_VECTORS 4
 #define ROWS_1 12
 #define ROWS_2 12
@@ -40,6 +45,7 @@
 #define ROWS_4 6
 #else
 #define VECTOR_BYTES 16
+#define PICKED_COST 1.25
 #define TILE_VECTORS 2
 #define ROWS_1 12
 #define ROWS_2 5

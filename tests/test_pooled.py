@@ -109,6 +109,49 @@ def test_the_same_bits_at_any_size(tier):
     in_child(sweep, seconds=100)
 
 
+PICKED = [  # sums over the largest outputs alone; some take them on no tier or on one
+    *catalogue._POOLED[9:12],
+    (19, 16, (20, 18, 5, 3, 1, 2, "VALID"), 70, 2, 3, 2, 4, "SAME"),
+    (150, 5, (9, 8, 3, 3, 1, 1, "SAME"), 31, 3, 2, 3, 3, "SAME"),
+    (21, 130, (13, 10, 3, 3, 2, 1, "SAME"), 16, 2, 2, 2, 2, "VALID"),
+]
+
+
+@both_dtypes
+@pytest.mark.parametrize("spec", PICKED, ids=str)
+def test_sums_over_the_largest_outputs(tier, spec, dtype):
+    """Right within the bound of a sum, its bits the same for any number of threads."""
+    images, weights, g, window, pool = operands(spec, dtype)
+    codes = tier.conv2d_maxpool2d(images, weights, window, pool, 0.02)[1]
+    args = (g, codes, images, window, pool, 0.02)
+    got = []
+    for threads in (1, 2, 5):
+        with sp.num_threads(threads):
+            got.append(tier.conv2d_maxpool2d_grad_kernels(*args))
+    assert same_bits(got[0], got[1]) and same_bits(got[0], got[2])
+    assert compare(KERNELS["conv2d_maxpool2d_grad_kernels"], got[:1], args, dtype) <= 1
+    elsewhere = np.empty(images.size + 1, dtype)[1:].reshape(images.shape)
+    elsewhere[...] = images
+    assert same_bits(got[0], tier.conv2d_maxpool2d_grad_kernels(g, codes, elsewhere, *args[3:]))
+
+
+@both_dtypes
+@pytest.mark.parametrize("spec", PICKED, ids=str)
+def test_sums_over_the_largest_outputs_hide_nothing(tier, spec, dtype):
+    """Numbers that are not finite show as they do in sums over all outputs."""
+    images, weights, g, window, pool = operands(spec, dtype)
+    codes = tier.conv2d_maxpool2d(images, weights, window, pool, 0.02)[1]
+    for odd in (np.nan, np.inf, -np.inf):
+        for which, at in ((0, 0), (0, -1), (0, 1234), (1, 0), (1, -1), (1, 567)):
+            arrays = [images.copy(), g.copy()]
+            arrays[which].flat[at] = odd
+            args = (arrays[1], codes, arrays[0], window, pool, 0.02)
+            got = tier.conv2d_maxpool2d_grad_kernels(*args)
+            outputs = gradient_of_outputs(tier, arrays[1], codes, pool, 0.02)
+            want = tier.conv2d_grad_kernels(outputs, arrays[0], window)
+            assert np.array_equal(np.isfinite(got), np.isfinite(want)), (odd, which, at)
+
+
 def test_the_slope_is_one_unless_said(tier):
     images, weights, g, window, pool = operands(SPECS[1], np.float32)
     y, codes = tier.conv2d_maxpool2d(images, weights, window, pool)

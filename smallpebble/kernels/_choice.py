@@ -23,7 +23,8 @@ class use_conv:
         "winograd" is taken for 3x3 windows with stride 1, and "direct" for all others; "auto" takes
         it where it is faster. Their errors are alike beside the largest numbers of a tile of 5x5
         pixels; by Winograd's algorithm small outputs beside large ones lose digits, a NaN or
-        infinity spreads over its tile, and sums of integers are not exact.
+        infinity spreads over its tile, and sums of integers are not exact. Behind max-pooling
+        "auto" may also sum the kernels' gradient over the largest outputs alone, in another order.
 
     The choice holds for the whole process. `SMALLPEBBLE_CONV` sets it from outside.
     """

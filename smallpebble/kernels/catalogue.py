@@ -414,6 +414,10 @@ _POOLED = (
     # by Winograd's algorithm, unless told otherwise
     (17, 17, (12, 13, 3, 3, 1, 1, "VALID"), 19, 2, 2, 2, 2, "SAME"),
     (16, 16, (9, 9, 3, 3, 1, 1, "SAME"), 80, 3, 2, 3, 2, "SAME"),
+    # the kernels' gradient from the largest outputs alone: in place, and with padding
+    (16, 32, (15, 15, 3, 3, 1, 1, "VALID"), 20, 2, 2, 2, 2, "SAME"),
+    (16, 8, (12, 12, 3, 3, 1, 1, "SAME"), 65, 2, 2, 2, 2, "VALID"),
+    (17, 3, (17, 19, 5, 5, 1, 1, "SAME"), 33, 3, 3, 3, 3, "SAME"),
     # the largest window
     (16, 1, (13, 12, 1, 1, 1, 1, "VALID"), 3, 11, 11, 12, 12, "VALID"),
 )
