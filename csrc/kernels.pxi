@@ -298,12 +298,12 @@ cdef bint is_weights(Operand a, const geometry *s) noexcept:
     return a.view.ndim == 4 and a.view.shape[0] == s.kh and a.view.shape[1] == s.kw
 
 
-cdef bint use_winograd(const geometry *s, bint of_kernels=False) except -1:
+cdef bint use_winograd(const geometry *s, bint of_kernels=False, bint pooled=False) except -1:
     """Whether to convolve by Winograd's algorithm: where it applies, and is asked for or pays.
 
-    The gradient in the kernels has no kernels to transform first, so it needs fewer tiles, but gains
-    nothing with those of two outputs. The choice depends on the shapes alone, so that results do
-    not depend on the threads.
+    What is pooled at once needs more tiles, as its kernels are transformed before all else. The
+    gradient in the kernels has none to transform, but gains nothing with tiles of two outputs. The
+    choice depends on the shapes alone, so that results do not depend on the threads.
     """
     cdef str wanted = _choice.algorithm
     cdef Py_ssize_t tiles = ((s.oh + 2) // 3) * ((s.ow + 2) // 3)
@@ -314,14 +314,17 @@ cdef bint use_winograd(const geometry *s, bint of_kernels=False) except -1:
     # Rows of tiles are taken whole, so wide images would take much scratch memory.
     if s.c < 16 or s.m < 16 or s.oh < 3 or s.ow < 3 or s.ow > 512:
         return False
-    return s.n * tiles >= 24 and 9 * tiles <= 2 * s.oh * s.ow if of_kernels else s.n * tiles >= 32
+    if of_kernels:
+        return s.n * tiles >= 24 and 9 * tiles <= 2 * s.oh * s.ow
+    return s.n * tiles >= (32 if pooled else 8)
 
 
 cdef object convolve(conv_function *direct, conv_function *winograd, str kernel, geometry *s,
                      Operand a, Operand b, Operand y, int real, pooling *pooled=NULL):
     """Run one of the three convolutions, all of whose sizes are in `s`."""
     cdef bint of_kernels = direct == <conv_function *>conv2d_grad_kernels_table
-    cdef conv_function function = winograd[real] if use_winograd(s, of_kernels) else direct[real]
+    cdef bint fast = use_winograd(s, of_kernels, pooled != NULL)
+    cdef conv_function function = winograd[real] if fast else direct[real]
     cdef int status = 0
     if s.n == 0 or s.c == 0 or s.m == 0:
         y.array[...] = 0
@@ -520,7 +523,7 @@ def conv2d_maxpool2d_grad_images(g, codes, kernels, window, pool, alpha=1.0):
     s.n, s.c, s.m = x.view.shape[0], k.view.shape[2], k.view.shape[3]
     known_codes(i, &s, &p, real, name)
     # The direct kernel takes tiles over the batch, so it needs the whole array.
-    if not s.m or not s.c or not pools_at_once(&s, real) or not use_winograd(&s):
+    if not s.m or not s.c or not pools_at_once(&s, real) or not use_winograd(&s, False, True):
         return conv2d_grad_images(unpooled(x.array, i.array, pool, alpha), kernels, window)
     y = fresh((s.n, s.h, s.w, s.c), REALS[real])
     return convolve(<conv_function *>conv2d_grad_images_table,

@@ -361,6 +361,11 @@ _CONVOLUTIONS = (
     (2, 3, (23, 25, 11, 11, 4, 4, "SAME"), 64),
     (5, 17, (12, 13, 3, 3, 1, 1, "VALID"), 19),  # by Winograd's algorithm, unless told otherwise
     (1, 17, (38, 20, 3, 3, 1, 1, "SAME"), 19),
+    (3, 70, (7, 7, 3, 3, 1, 1, "SAME"), 67),  # more channels than are transformed at once
+    (7, 17, (12, 13, 3, 3, 1, 1, "VALID"), 19),  # more tiles than are taken all at once
+    (1, 17, (62, 20, 3, 3, 1, 1, "SAME"), 19),
+    (2, 20, (9, 8, 5, 5, 1, 1, "SAME"), 3),  # kernels beyond whole vectors
+    (2, 20, (9, 8, 5, 5, 1, 1, "SAME"), 36),
 )
 
 
