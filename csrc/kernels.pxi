@@ -111,6 +111,15 @@ cdef extern from "numpy/ndarraytypes.h" nogil:
     int PyArray_NDIM(PyArrayObject *)
     Py_ssize_t *PyArray_DIMS(PyArrayObject *)
 
+# From here on, which is after the kernels, code is small rather than fast: a module is a sixth
+# smaller for it, and a call takes less than a tenth of a microsecond more.
+cdef extern from *:
+    """
+    #ifdef __GNUC__
+    #pragma GCC optimize ("Os")
+    #endif
+    """
+
 cdef const pool_api *pool = <const pool_api *>PyCapsule_GetPointer(_pool.api, POOL_CAPSULE)
 
 cdef object ndarray = np.ndarray

@@ -12,7 +12,7 @@ from . import kernels
 from .core import Variable
 from .images import conv2d
 from .lazy import Lazy, learnable
-from .ops import _matmul_add, add, astype, matmul
+from .ops import _into, _linear, add
 from .shapes import as_int, window
 
 Random = Any  # a numpy.random.Generator, a seed for one, or None
@@ -83,21 +83,6 @@ def linearlayer(
         return lambda a: Lazy(_linear)(a, weights)
     shift = learnable(Variable(np.ones(outsize, dtype)))
     return lambda a: Lazy(_linear)(a, weights, shift)
-
-
-def _linear(a, weights, bias=None):
-    a = _into(a, weights.dtype)
-    if bias is None:
-        return matmul(a, weights)
-    fits = a.shape[1:] == weights.shape[:1] and bias.shape == weights.shape[1:]
-    if fits and bias.dtype == weights.dtype:
-        return _matmul_add(a, weights, bias)
-    return add(matmul(a, weights), bias)
-
-
-def _into(a, dtype):
-    """`a` in the dtype of a layer, itself if that is its own."""
-    return a if isinstance(a, Variable) and a.dtype == dtype else astype(a, dtype)
 
 
 def convlayer(

@@ -617,6 +617,22 @@ def matmul(a: Operand, b: Operand) -> Variable:
     return reshape(y, shape)
 
 
+def _linear(a, weights, bias=None):
+    """a @ weights + bias, `a` taken into the dtype of the weights: a layer."""
+    a = _into(a, weights.dtype)
+    if bias is None:
+        return matmul(a, weights)
+    fits = a.shape[1:] == weights.shape[:1] and bias.shape == weights.shape[1:]
+    if fits and bias.dtype == weights.dtype:
+        return _matmul_add(a, weights, bias)
+    return add(matmul(a, weights), bias)
+
+
+def _into(a, dtype):
+    """`a` in the dtype of a layer, itself if that is its own."""
+    return a if isinstance(a, Variable) and a.dtype == dtype else astype(a, dtype)
+
+
 # ------------------------------------------------------------------------------ softmax and losses
 
 
