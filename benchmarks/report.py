@@ -382,17 +382,21 @@ def _curves(report: dict) -> Iterator[str]:
     yield "## Loss curves"
     yield ""
     yield (
-        "Losses of training from the same start, SmallPebble's and PyTorch's: relative differences "
-        "of each step. The goal is that no difference is larger than PyTorch's own between float32 "
-        "and float64, which is the first row of each net."
+        "Losses of training from the same starts, SmallPebble's and PyTorch's: relative "
+        "differences of each step. The goal is that the largest is not larger than PyTorch's own "
+        "between float32 and float64, which is the first row of each net."
     )
     for curve in report["curves"]:
-        steps = max(map(len, curve["losses"].values()))
         differences = curve["differences"]
         own = next(iter(differences.values()))
         columns = list(own)
         yield from table(
-            [f"{curve['net'].removeprefix('readme_').upper()}, {steps} steps", *columns, "goal"],
+            [
+                f"{curve['net'].removeprefix('readme_').upper()}, {curve['steps']} steps from each "
+                f"of {curve['starts']} starts",
+                *columns,
+                "goal",
+            ],
             [
                 [
                     name,

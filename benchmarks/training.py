@@ -9,7 +9,7 @@ their first losses and the classes that they find are compared. From the root of
         --peer torch=TORCH/bin/python --peer jax=JAX/bin/python --peer tensorflow=TF/bin/python
 
 FOLDER holds mnist.npz and cifar.npz; without it, images are random numbers. ``--curves`` compares
-200 training steps with PyTorch's instead of timing anything.
+200 training steps with PyTorch's instead of timing anything, from as many starts as ``--rounds``.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ COMPARED = 5  # losses: they drift apart later on, as rounding errors grow with 
 LONG = 0.7  # seconds of a unit, above which fewer are run
 EXAMPLES = 20_000  # of real data, from which batches are drawn
 TRAINED = 200  # steps of a loss curve
+STARTS = 7  # of each net: how far a rounding error grows differs tenfold between them
 EARLY = 20  # of them, before rounding errors have grown as large as they get
 FAULTS = 1000  # page faults of a CNN's training step, at most
 # Median unit over that of the fastest peer: what must be, and what is aimed at.
@@ -120,9 +121,9 @@ def _examples(net: str, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarra
     return read_examples(NETS[net], args.data, EXAMPLES)
 
 
-def _given(net: str, dtype: str, examples: tuple, n_batches: int) -> Batches:
+def _given(net: str, dtype: str, examples: tuple, n_batches: int, seed: int = 1) -> Batches:
     """Batches and initial parameters: the same numbers in both dtypes, those of float32."""
-    data = batches(NETS[net]._replace(n_batches=n_batches), "float32", examples)
+    data = batches(NETS[net]._replace(n_batches=n_batches), "float32", examples, seed)
     parameters = [p.astype(dtype) for p in data.parameters]
     return Batches(parameters, data.images.astype(dtype), data.labels)
 
@@ -291,48 +292,52 @@ def _curves(args: argparse.Namespace) -> list[dict]:
     if not any(name.split("-")[0] == "torch" for name, _ in args.peer):
         raise CommandError("--curves: needs --peer torch=PYTHON")
     args.peer = [(name, python) for name, python in args.peer if name.split("-")[0] == "torch"][:1]
-    steps = args.steps or TRAINED
+    steps, starts = args.steps or TRAINED, args.rounds or STARTS
     threads = (args.threads or [2])[0]
     results = []
     for net in contest.chosen(NETS, args.only):
         examples = _examples(net, args)
-        losses: dict[str, list[float]] = {}
+        losses: dict[str, list[list[float]]] = {}  # of each start
         for dtype in ("float32", "float64"):
-            data = _given(net, dtype, examples, steps)
             with contest.Contenders(args, threads) as contenders:
-                for name, worker in contenders.workers.items():
-                    with _recorded(contenders, name):
-                        data.give(worker, net)
-                    answer = contenders.ask(name, {"do": "train", "first": 0, "n": steps})
-                    if answer is None:
-                        raise CommandError(f"{name}: {contenders.failed[name]}", code=1)
-                    losses[f"{worker.library} {dtype}"] = answer["losses"]
+                for seed in range(1, starts + 1):
+                    data = _given(net, dtype, examples, steps, seed)
+                    for name, worker in contenders.workers.items():
+                        with _recorded(contenders, name):
+                            data.give(worker, net)
+                        answer = contenders.ask(name, {"do": "train", "first": 0, "n": steps})
+                        if answer is None:
+                            raise CommandError(f"{name}: {contenders.failed[name]}", code=1)
+                        losses.setdefault(f"{worker.library} {dtype}", []).append(answer["losses"])
         results.append(_compared(net, losses))
     return results
 
 
-def _compared(net: str, losses: dict[str, list[float]]) -> dict:
+def _compared(net: str, losses: dict[str, list[list[float]]]) -> dict:
     """The differences between the curves, printed too."""
-    result: dict = {"net": net, "losses": losses, "differences": {}}
     own = "torch float32", "torch float64"
+    starts, steps = np.shape(losses[own[0]])
+    result: dict = {"net": net, "steps": steps, "starts": starts, "losses": losses}
+    result["differences"] = {}
     pairs = [own]
     for dtype in ("float32", "float64"):
         pairs += [(f"smallpebble {dtype}", other) for other in (f"torch {dtype}", own[1])]
-    steps = len(losses[own[0]])
-    print(f"\n{net}, {steps} training steps from the same start: relative difference of losses")
-    print(f"  {'':40}{'largest':>9}{'median':>9}{f'first {EARLY}':>10}")
+    print(f"\n{net}, {steps} training steps from each of {starts} starts: relative difference of")
+    print("losses; typical: the median over the starts of the largest")
+    print(f"  {'':40}{'largest':>9}{'typical':>9}{'median':>9}{f'first {EARLY}':>10}")
     for pair in dict.fromkeys(pairs):
         apart = np.abs(np.array(losses[pair[0]]) / np.array(losses[pair[1]]) - 1)
         name = " from ".join(pair)
         result["differences"][name] = found = {
             "largest": apart.max(),
+            "largest, median start": np.median(apart.max(axis=1)),
             "median": np.median(apart),
-            f"largest of the first {EARLY}": apart[:EARLY].max(),
+            f"largest of the first {EARLY}": apart[:, :EARLY].max(),
         }
         within = found["largest"] <= result["differences"][" from ".join(own)]["largest"]
         verdict = "" if pair == own else "  within" if within else "  beyond"
-        largest, median, early = found.values()
-        print(f"  {name:40}{largest:>9.1e}{median:>9.1e}{early:>10.1e}{verdict}")
+        *others, early = found.values()
+        print(f"  {name:40}{''.join(f'{value:>9.1e}' for value in others)}{early:>10.1e}{verdict}")
     return result
 
 

@@ -373,10 +373,12 @@ def read_examples(
     return images / np.float32(255), y[:most].astype(np.int64)
 
 
-def batches(net: Net, dtype: str, examples: tuple[np.ndarray, np.ndarray]) -> Batches:
+def batches(
+    net: Net, dtype: str, examples: tuple[np.ndarray, np.ndarray], seed: int = 1
+) -> Batches:
     """Batches drawn from `examples`, and initial parameters: the same at every call."""
     images, labels = examples
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(seed)
     chosen = rng.integers(0, len(images), (net.n_batches, net.batch))
     model = net.build(dtype=dtype, rng=rng)
     parameters = [variable.array for variable in model.parameters.values()]
