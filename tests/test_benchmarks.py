@@ -274,7 +274,8 @@ def measured(kind):
     }  # fmt: skip
     off = {**setting, "tier": "avx2", "name": "readme_cnn float32 2 threads avx2"}
     apart = {
-        "largest": 2e-3, "largest, median start": 4e-3, "median": 1e-4, "largest of the first 20": 1e-4
+        "largest": 2e-3, "largest, median start": 4e-3, "median": 1e-4,
+        "largest of the first 20": 1e-4,
     }  # fmt: skip
     row = {"part": "forward", "fastest": peer, "differences": {peer: 0.0}}
     content = {
