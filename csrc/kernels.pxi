@@ -167,20 +167,36 @@ cdef Operand hold(object array, int flags):
     return operand
 
 
+cdef object dtype_of(object array):
+    """array.dtype; as those below, without an attribute's cost, which a small call would feel."""
+    return <object>PyArray_DESCR(<PyArrayObject *>array)
+
+
+cdef int dims_of(object array) noexcept:
+    return PyArray_NDIM(<PyArrayObject *>array)
+
+
+cdef Py_ssize_t size_of(object array, int axis) noexcept:
+    return PyArray_DIMS(<PyArrayObject *>array)[axis]
+
+
 cdef object plain(object array, str kernel):
     """The array itself, seen without what a subclass may say about it, in native byte order."""
     if type(array) is not ndarray:
         if not isinstance(array, ndarray):
             raise TypeError(f"{kernel}: expected an ndarray, got {type(array).__name__}")
         array = np.asarray(array)
-    if not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
+    cdef object dtype = dtype_of(array)
+    if dtype is FLOAT32 or dtype is FLOAT64:
+        return array
+    if not dtype.isnative:
+        array = array.astype(dtype.newbyteorder("="))
     return array
 
 
 cdef int real_of(object array) except -2:
     """0 for float32, 1 for float64, OTHER for any other dtype."""
-    dtype = array.dtype
+    cdef object dtype = dtype_of(array)
     if dtype is FLOAT32 or dtype == FLOAT32:
         return 0
     if dtype is FLOAT64 or dtype == FLOAT64:
@@ -214,7 +230,7 @@ cdef bint is_packed(Py_buffer *view) noexcept:
 cdef Operand read_as(object array, object dtype):
     """The array as C-contiguous, aligned numbers of `dtype`; a copy only where it is not so."""
     cdef Operand operand
-    if array.dtype is dtype or array.dtype == dtype:
+    if dtype_of(array) is dtype or array.dtype == dtype:
         operand = hold(array, PyBUF_STRIDES)
         if is_packed(&operand.view):
             return operand
@@ -918,9 +934,11 @@ cdef Operand read_matrix(object array, int real):
     cdef Operand operand
     cdef Py_buffer *view
     cdef Py_ssize_t row, column, item
-    if array.dtype is REALS[real] or array.dtype == REALS[real]:
+    if dtype_of(array) is REALS[real] or array.dtype == REALS[real]:
         operand = hold(array, PyBUF_STRIDES)
         view = &operand.view
+        if view.ndim < 2:
+            return operand
         row, column = view.strides[view.ndim - 2], view.strides[view.ndim - 1]
         item = view.itemsize
         if not (<uintptr_t>view.buf % item or row % item or column % item or row <= 0
@@ -945,30 +963,31 @@ def matmul(a, b, bias=None):
         bias = plain(bias, "matmul")
         real = common(real, real_of(bias))
     cdef Py_ssize_t m, n, k, i, item
-    cdef int status
-    if not a.ndim or not b.ndim:
+    cdef int status, a_dims = dims_of(a), b_dims = dims_of(b)
+    if not a_dims or not b_dims:
         raise ValueError(f"matmul: scalars have no product: {a.shape} and {b.shape}")
-    if bias is not None and (b.ndim < 2 or bias.shape != b.shape[-1:]):
+    if bias is not None and (b_dims < 2 or dims_of(bias) != 1
+                             or size_of(bias, 0) != size_of(b, b_dims - 1)):
         raise ValueError(f"matmul: a bias of shape {bias.shape} does not fit columns of {b.shape}")
     if real == OTHER:
         return reference.matmul(a, b, bias)
-    cdef bint is_row = a.ndim == 1, is_column = b.ndim == 1
+    cdef bint is_row = a_dims == 1, is_column = b_dims == 1
     if is_row:
         a = a.reshape(1, -1)
     if is_column:
         b = b.reshape(-1, 1)
-    if a.shape[-1] != b.shape[-2]:
+    if size_of(a, dims_of(a) - 1) != size_of(b, dims_of(b) - 2):
         raise ValueError(f"matmul: shapes {a.shape} and {b.shape} do not fit: (i, k) @ (k, j)")
     cdef Operand x = read_matrix(a, real), y = read_matrix(b, real)
     cdef Py_buffer *va = &x.view
     cdef Py_buffer *vb = &y.view
     # From here on only what is held counts: another thread could give an array another shape.
-    m, k, n = va.shape[va.ndim - 2], va.shape[va.ndim - 1], vb.shape[vb.ndim - 1]
-    if vb.shape[vb.ndim - 2] != k:
+    if va.ndim < 2 or vb.ndim < 2 or vb.shape[vb.ndim - 2] != va.shape[va.ndim - 1]:
         raise ValueError("matmul: an array changed its shape while it was in use")
+    m, k, n = va.shape[va.ndim - 2], va.shape[va.ndim - 1], vb.shape[vb.ndim - 1]
     if bias is not None:
         row = read(bias, real)
-        if row.view.shape[0] != n:
+        if row.size() != n:
             raise ValueError("matmul: an array changed its shape while it was in use")
     item = va.itemsize
     batch = ()
