@@ -135,7 +135,7 @@ def _check_indices(indices, window, name):
     for (ky, kx), outputs, _ in _taps(window):
         inside[outputs] |= indices[outputs] == ky * window.kw + kx
     if not inside.all():
-        raise IndexError(f"{name}: an index names no cell of its {window.kh}x{window.kw} window")
+        raise IndexError(f"{name}: an index names no cell of its window")
 
 
 def maxpool2d_gather(images, indices, window):
