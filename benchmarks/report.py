@@ -44,10 +44,6 @@ _CALL = (
     "a Variable."
 )
 _LANES = "The channels fill no vector, and every pixel takes one all the same."
-_FEW_TILES = (
-    "8 images of 7x7 pixels make 72 tiles, few for so many transformed weights: 25 numbers for 9, "
-    "which are written once and read for each pass."
-)
 # Why a net falls short, by a part of "net dtype threads tier".
 NET_REASONS = {
     "avx2": (
@@ -59,8 +55,9 @@ NET_REASONS = {
         "thread leaves nothing to gain; what is left is Python between them"
     ),
     "readme_mlp*2 ": (
-        "the batch and the weights come from memory for each product, which two threads wait for "
-        "together, and Python between the products runs on one thread"
+        "arrays go from core to core between the layers, and at times the host has this machine's "
+        "two cores far apart: a line of memory takes 0.4 microseconds to the other and back then, "
+        "0.1 else, and a unit takes a third longer"
     ),
 }
 REASONS = {
@@ -76,7 +73,6 @@ REASONS = {
         "Each number of b is used for 16 rows only, so memory decides; b is read in place, a panel "
         "after the other, in short pieces that are far apart."
     ),
-    "maxpool2d 64x24x24x6*grad images": _LANES,
     "maxpool2d 16x29x31x13*grad images": _LANES,
     "avgpool2d*3x3 *forward": (
         "Overlapping windows are added up one by one, nine pixels each; sums of rows that "
@@ -90,19 +86,9 @@ REASONS = {
         "One channel: products for whole windows are added to the image in runs of five numbers."
     ),
     "LeNet 128x28x28x1 5x5 to 6 SAME, grad kernels": (
-        "One channel and six kernels: windows of 25 numbers are copied together for a product that "
-        "uses each of them six times."
-    ),
-    "LeNet 128x14x14x6 5x5 to 16 VALID, grad kernels": (
-        "Windows of 150 numbers are copied together for a product that uses each number 16 times."
+        "One channel and six kernels: neither six numbers nor rows of five fill vectors."
     ),
     "LeNet 128x28x28x1 5x5 to 6 SAME, forward": "Six kernels fill less than half of a vector.",
-    "one channel*grad kernels": (
-        "Windows of nine numbers are copied together first, which is nine times the image."
-    ),
-    "one kernel*grad kernels": (
-        "One kernel: windows are copied together for a product that uses each number once."
-    ),
     "shortcut*grad images": (
         "Three of four pixels have no gradient, and their zeros are written pixel by pixel."
     ),
@@ -110,19 +96,11 @@ REASONS = {
         "Winograd's algorithm does not apply with a stride; pixels see one, two or four cells of "
         "the window, so products are short."
     ),
-    "ResNet 8x7x7x512 3x3 to 512 SAME, forward": _FEW_TILES,
-    "ResNet 8x7x7x512 3x3 to 512 SAME, grad images": _FEW_TILES,
-    "ResNet 1x14x14x256*grad images": (
-        "One image makes 25 tiles, too few for Winograd's algorithm to gain what it costs to "
-        "transform the kernels: 25 numbers for 9."
-    ),
     "odd 16x29x31x13 3x3 to 17": (
         "13 channels are too few for Winograd's algorithm, and neither 13 nor 17 numbers fill "
         "whole vectors."
     ),
-    "odd 16x29x31x17 5x5 to 13 VALID, grad kernels": (
-        "13 kernels: windows are copied together for a product that uses each number 13 times."
-    ),
+    "odd 16x29x31x17 5x5 to 13 VALID": "13 kernels, and 17 channels, fill no whole vectors.",
 }
 NO_REASON = "Not known."
 
