@@ -11,7 +11,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SOURCES := $(shell find csrc smallpebble -name '*.py' -o -name '*.py[x]' -o -name '*.pxi' -o -name '*.inc' -o -name '*.h')
+SOURCES := $(shell find csrc smallpebble -name '*.py' -o -name '*.py[x]' -o -name '*.px[di]' -o -name '*.inc' -o -name '*.h')
 
 .PHONY: demo test lint format bench wheel sanitize sanitize-threads clean
 

@@ -1,9 +1,9 @@
 """Builds the compiled kernels: one extension module for each instruction set, from one source.
 
-The Python modules that every operation runs through are compiled too, as they stand: a call then
-costs about half. They are installed beside their text, which Python takes where nothing can be
-compiled. A build in place leaves them out, so that there an edit counts at once, and keeps the
-names of C functions, for profilers.
+The Python modules that every operation runs through are compiled too, as they stand, with C types
+for core.py from core.pxd: a call then costs less than half. They are installed beside their text,
+which Python takes where nothing can be compiled. A build in place leaves them out, so that there
+an edit counts at once, and keeps the names of C functions, for profilers.
 
 SMALLPEBBLE_PURE=1            build none: the library then runs on plain NumPy (and warns when it is
                               imported, unless this is set then too)
@@ -72,6 +72,7 @@ def python_modules():
         Extension(
             f"smallpebble.{name}",
             [f"smallpebble/{name}.py"],
+            depends=["smallpebble/core.pxd"] if name == "core" else [],
             extra_compile_args=[*SMALL, "-O2", "-w"],
             extra_link_args=STRIPPED,
         )
@@ -96,8 +97,9 @@ class build_kernels(build_ext):
     def build_extensions(self):
         from Cython.Build import cythonize
 
-        # Annotations are for readers and type checkers, and hold no promise about a value.
-        directives = {"language_level": 3, "annotation_typing": False}
+        # Annotations are for readers and type checkers, and hold no promise about a value. What can
+        # be pickled says so itself.
+        directives = {"language_level": 3, "annotation_typing": False, "auto_pickle": False}
         for extension in self.extensions:  # one after the other; the compilers then run together
             of_python = extension.sources[0].endswith(".py")
             extension.sources = cythonize(

@@ -110,6 +110,10 @@ cdef extern from "numpy/ndarraytypes.h" nogil:
     PyArray_Descr *PyArray_DESCR(PyArrayObject *)
     int PyArray_NDIM(PyArrayObject *)
     Py_ssize_t *PyArray_DIMS(PyArrayObject *)
+    Py_ssize_t *PyArray_STRIDES(PyArrayObject *)
+    void *PyArray_DATA(PyArrayObject *)
+    int PyArray_FLAGS(PyArrayObject *)
+    const int NPY_ARRAY_WRITEABLE, NPY_ARRAY_C_CONTIGUOUS, NPY_ARRAY_F_CONTIGUOUS
 
 # From here on, which is after the kernels, code is small rather than fast: a module is a sixth
 # smaller for it, and a call takes less than a tenth of a microsecond more.
@@ -133,19 +137,22 @@ cdef object LARGEST = 2**62  # of a size
 
 cdef enum:
     OTHER = -1  # the dtype index of what is neither float32 nor float64
+    HELD_AXES = 8
 
 
 # ------------------------------------------------------------------------------------- operands
 
 
 @cython.final
+@cython.no_gc
 @cython.freelist(16)
 cdef class Operand:
-    """The buffer of an array, held for as long as this object lives."""
+    """The numbers of an array, which lives as long as this object, and its shape as it was."""
 
     cdef Py_buffer view
     cdef bint held
     cdef object array
+    cdef Py_ssize_t[2 * HELD_AXES] sizes
 
     def __dealloc__(self):
         if self.held:
@@ -159,12 +166,38 @@ cdef class Operand:
         return total
 
 
-cdef Operand hold(object array, int flags):
+cdef Operand hold(object array, int flags, Py_ssize_t itemsize=0):
+    """With the size of its elements, an ndarray is read here, at a tenth of a buffer's price."""
     cdef Operand operand = Operand.__new__(Operand)
-    PyObject_GetBuffer(array, &operand.view, flags)
-    operand.held = True
+    cdef PyArrayObject *a = <PyArrayObject *>array
+    cdef Py_buffer *view = &operand.view
+    cdef int i, ndim
     operand.array = array
+    if (not itemsize or type(array) is not ndarray or PyArray_NDIM(a) > HELD_AXES
+            or flags & PyBUF_WRITABLE and not can_write(array)):
+        PyObject_GetBuffer(array, view, flags)
+        operand.held = True
+        return operand
+    ndim = PyArray_NDIM(a)
+    view.buf, view.itemsize, view.ndim = PyArray_DATA(a), itemsize, ndim
+    view.shape, view.strides = &operand.sizes[0], &operand.sizes[HELD_AXES]
+    for i in range(ndim):
+        view.shape[i], view.strides[i] = PyArray_DIMS(a)[i], PyArray_STRIDES(a)[i]
+    # Where nothing moves along an axis, of length 1 or 0, NumPy's stride may be any number.
+    if PyArray_FLAGS(a) & NPY_ARRAY_C_CONTIGUOUS:
+        for i in range(ndim - 1, -1, -1):
+            view.strides[i] = itemsize
+            itemsize *= view.shape[i]
+    elif PyArray_FLAGS(a) & NPY_ARRAY_F_CONTIGUOUS:
+        for i in range(ndim):
+            view.strides[i] = itemsize
+            itemsize *= view.shape[i]
     return operand
+
+
+cdef bint can_write(object array) noexcept:
+    cdef int flags = PyArray_FLAGS(<PyArrayObject *>array)
+    return flags & NPY_ARRAY_WRITEABLE and flags > 0  # below 0, NumPy has a warning to give
 
 
 cdef object dtype_of(object array):
@@ -227,32 +260,33 @@ cdef bint is_packed(Py_buffer *view) noexcept:
     return True
 
 
-cdef Operand read_as(object array, object dtype):
+cdef Operand read_as(object array, object dtype, Py_ssize_t itemsize):
     """The array as C-contiguous, aligned numbers of `dtype`; a copy only where it is not so."""
     cdef Operand operand
     if dtype_of(array) is dtype or array.dtype == dtype:
-        operand = hold(array, PyBUF_STRIDES)
+        operand = hold(array, PyBUF_STRIDES, itemsize)
         if is_packed(&operand.view):
             return operand
-    array = np.array(array, dtype, order="C")
-    return hold(array, PyBUF_STRIDES)
+    return hold(np.array(array, dtype, order="C"), PyBUF_STRIDES, itemsize)
 
 
 cdef Operand read(object array, int real):
-    return read_as(array, REALS[real])
+    return read_as(array, REALS[real], REAL_BYTES[real])
 
 
 cdef Operand write(object array, int real):
     """An array that is updated in place, or, where it is not packed, a copy to be written back."""
-    cdef Operand operand = hold(array, PyBUF_STRIDES | PyBUF_WRITABLE)
+    cdef Operand operand = hold(array, PyBUF_STRIDES | PyBUF_WRITABLE, REAL_BYTES[real])
     if is_packed(&operand.view):
         return operand
-    return hold(np.array(array, REALS[real], order="C"), PyBUF_STRIDES | PyBUF_WRITABLE)
+    array = np.array(array, REALS[real], order="C")
+    return hold(array, PyBUF_STRIDES | PyBUF_WRITABLE, REAL_BYTES[real])
 
 
 cdef Operand fresh(tuple shape, object dtype):
     """A new, uninitialised array."""
-    return hold(_alloc.empty(shape, dtype), PyBUF_STRIDES | PyBUF_WRITABLE)
+    cdef Py_ssize_t itemsize = 4 if dtype is FLOAT32 else 8 if dtype is FLOAT64 else 0
+    return hold(_alloc.empty(shape, dtype), PyBUF_STRIDES | PyBUF_WRITABLE, itemsize)
 
 
 cdef double number(object value, str what) except? -1:
@@ -541,7 +575,7 @@ def conv2d_maxpool2d_grad_images(g, codes, kernels, window, pool, alpha=1.0):
     if real == OTHER or codes.dtype != UINT8:
         return reference.conv2d_maxpool2d_grad_images(g, codes, kernels, window, pool, alpha)
     read_pooling(window, pool, alpha, &s, &p, name)
-    cdef Operand x = read(g, real), i = read_as(codes, UINT8), k = read(kernels, real), y
+    cdef Operand x = read(g, real), i = read_as(codes, UINT8, 1), k = read(kernels, real), y
     if not (is_output(x, &p.window) and same_shape(x, i) and is_weights(k, &s)
             and x.view.shape[3] == k.view.shape[3]):
         misfit(name, (g, codes, kernels))
@@ -567,7 +601,7 @@ def conv2d_maxpool2d_grad_kernels(g, codes, images, window, pool, alpha=1.0):
     if real == OTHER or codes.dtype != UINT8:
         return reference.conv2d_maxpool2d_grad_kernels(g, codes, images, window, pool, alpha)
     read_pooling(window, pool, alpha, &s, &p, name)
-    cdef Operand x = read(g, real), i = read_as(codes, UINT8), k = read(images, real), y
+    cdef Operand x = read(g, real), i = read_as(codes, UINT8, 1), k = read(images, real), y
     if not (is_output(x, &p.window) and same_shape(x, i) and is_image(k, &s)
             and x.view.shape[0] == k.view.shape[0]):
         misfit(name, (g, codes, images))
@@ -625,7 +659,7 @@ def maxpool2d_gather(images, indices, window):
         read_window(window, &s, name)
     if real == OTHER or s.kh * s.kw > 256 or indices.dtype is not UINT8:
         return reference.maxpool2d_gather(images, indices, window)
-    cdef Operand x = read(images, real), i = read_as(indices, UINT8)
+    cdef Operand x = read(images, real), i = read_as(indices, UINT8, 1)
     if not (is_image(x, &s) and is_output(i, &s) and x.view.shape[0] == i.view.shape[0]
             and x.view.shape[3] == i.view.shape[3]):
         misfit(name, (images, indices))
@@ -645,7 +679,7 @@ def maxpool2d_scatter(g, indices, window):
         read_window(window, &s, name)
     if real == OTHER or s.kh * s.kw > 256 or indices.dtype is not UINT8:
         return reference.maxpool2d_scatter(g, indices, window)
-    cdef Operand x = read(g, real), i = read_as(indices, UINT8)
+    cdef Operand x = read(g, real), i = read_as(indices, UINT8, 1)
     if not (is_output(x, &s) and is_output(i, &s) and x.view.shape[0] == i.view.shape[0]
             and x.view.shape[3] == i.view.shape[3]):
         misfit(name, (g, indices))
@@ -881,7 +915,8 @@ cdef object by_element(char operation, object ufunc, object a, object b):
     cdef int real = real_of(a)
     if real == OTHER:
         return ufunc(a, b)
-    cdef Operand u = hold(a, PyBUF_STRIDES), v = hold(b, PyBUF_STRIDES)
+    cdef Operand u = hold(a, PyBUF_STRIDES, REAL_BYTES[real])
+    cdef Operand v = hold(b, PyBUF_STRIDES, REAL_BYTES[real])
     if not (is_packed(&u.view) and is_packed(&v.view)):
         return ufunc(a, b)
     shape = (a if s.whole[0] else b).shape
@@ -935,7 +970,7 @@ cdef Operand read_matrix(object array, int real):
     cdef Py_buffer *view
     cdef Py_ssize_t row, column, item
     if dtype_of(array) is REALS[real] or array.dtype == REALS[real]:
-        operand = hold(array, PyBUF_STRIDES)
+        operand = hold(array, PyBUF_STRIDES, REAL_BYTES[real])
         view = &operand.view
         if view.ndim < 2:
             return operand
@@ -944,7 +979,7 @@ cdef Operand read_matrix(object array, int real):
         if not (<uintptr_t>view.buf % item or row % item or column % item or row <= 0
                 or column <= 0) and (row == item or column == item):
             return operand
-    return hold(np.array(array, REALS[real], order="C"), PyBUF_STRIDES)
+    return hold(np.array(array, REALS[real], order="C"), PyBUF_STRIDES, REAL_BYTES[real])
 
 
 cdef Py_ssize_t batch_step(Py_buffer *view, Py_ssize_t axis) noexcept:
@@ -1124,16 +1159,17 @@ def log_softmax_grad_a(g, y, axis=-1):
 cdef Operand read_labels(object logits, object labels, str kernel):
     """Labels as machine integers, each checked against the number of classes."""
     cdef Py_ssize_t i, classes
-    if labels.dtype.kind not in "iu":
+    if dtype_of(labels) is not INTP and labels.dtype.kind not in "iu":
         raise TypeError(f"{kernel}: labels must be integers, got {labels.dtype}")
-    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+    if dims_of(logits) != 2 or dims_of(labels) != 1 or size_of(labels, 0) != size_of(logits, 0):
         raise ValueError(
             f"{kernel}: logits must be (n, classes) and labels (n,), "
             f"got {logits.shape} and {labels.shape}"
         )
-    classes = logits.shape[1]
+    classes = size_of(logits, 1)
     # Its own copy: nobody may change a label after the check.
-    cdef Operand operand = hold(np.array(labels, INTP, order="C"), PyBUF_STRIDES)
+    own = labels.copy() if dtype_of(labels) is INTP else np.array(labels, INTP, order="C")
+    cdef Operand operand = hold(own, PyBUF_STRIDES, sizeof(Py_ssize_t))
     cdef const Py_ssize_t *label = <const Py_ssize_t *>operand.view.buf
     for i in range(operand.view.shape[0]):
         if not 0 <= label[i] < classes:
@@ -1147,7 +1183,7 @@ def softmax_cross_entropy(logits, labels):
     labels = plain(labels, "softmax_cross_entropy")
     cdef str name = "softmax_cross_entropy"
     cdef int real = real_of(logits)
-    cdef Py_ssize_t n_classes = logits.shape[1] if logits.ndim == 2 else 0
+    cdef Py_ssize_t n_classes = size_of(logits, 1) if dims_of(logits) == 2 else 0
     cdef Operand index = read_labels(logits, labels, name)
     if real == OTHER:
         return reference.softmax_cross_entropy(logits, labels)
@@ -1169,7 +1205,7 @@ def softmax_cross_entropy_grad_logits(g, logits, labels):
     labels = plain(labels, "softmax_cross_entropy_grad_logits")
     cdef str name = "softmax_cross_entropy_grad_logits"
     cdef int real = common(real_of(g), real_of(logits))
-    cdef Py_ssize_t n_classes = logits.shape[1] if logits.ndim == 2 else 0
+    cdef Py_ssize_t n_classes = size_of(logits, 1) if dims_of(logits) == 2 else 0
     cdef Operand index = read_labels(logits, labels, name)
     if g.shape != labels.shape:
         raise ValueError(f"{name}: g has shape {g.shape}, labels {labels.shape}")
@@ -1255,6 +1291,31 @@ def take(a, indices):
     return y.array
 
 
+cdef bint is_common_step(list parameters, list gradients, list means, list variances, list steps):
+    """Whether there is nothing to refuse, for ndarrays of float32 or float64, at no cost.
+
+    What is False is left to `_check_adam_step` of the reference, and to its words.
+    """
+    cdef Py_ssize_t i, j, k, n = len(steps)
+    if not len(parameters) == len(gradients) == len(means) == len(variances) == n:
+        return False
+    for i in range(n):
+        first = parameters[i]
+        for k, one in enumerate((first, gradients[i], means[i], variances[i])):
+            if type(one) is not ndarray or type(first) is not ndarray or k > 1 and not can_write(one):
+                return False
+            if dtype_of(one) is not FLOAT32 and dtype_of(one) is not FLOAT64:
+                return False
+            if dims_of(one) != dims_of(first):
+                return False
+            for j in range(dims_of(one)):
+                if size_of(one, j) != size_of(first, j):
+                    return False
+        if type(steps[i]) is not int or not 1 <= steps[i] <= LARGEST:
+            return False
+    return True
+
+
 def adam_step(parameters, gradients, means, variances, steps, alpha, beta1, beta2, eps):
     """One step of Adam for lists of arrays (Kingma & Ba, arXiv:1412.6980, Algorithm 1).
 
@@ -1272,7 +1333,8 @@ def adam_step(parameters, gradients, means, variances, steps, alpha, beta1, beta
     parameters, gradients, means, variances, steps = [
         list(one) for one in (parameters, gradients, means, variances, steps)
     ]
-    reference._check_adam_step(parameters, gradients, means, variances, steps)
+    if not is_common_step(parameters, gradients, means, variances, steps):
+        reference._check_adam_step(parameters, gradients, means, variances, steps)
     # All memory first: an error leaves everything as it was.
     for parameter, gradient, mean, variance in zip(parameters, gradients, means, variances):
         arrays = [plain(one, "adam_step") for one in (parameter, gradient, mean, variance)]

@@ -70,13 +70,82 @@ def _as_array(value) -> np.ndarray:
     return value
 
 
-# Three marks of a Variable serve gradients that are computed late (see Gradients._freeze).
-# `_private`: an operation made the array, and nobody has looked at it, so nobody can write into it.
-# `_lent`: a late gradient counts on it, so who looks at it from now on gets a copy. `_later`: see
-# Later.
+class _Fields:
+    """What a Variable holds. Compiled, the fields lie in a C structure (see core.pxd).
+
+    Two marks serve gradients that are computed late (see `_freeze`).
+    """
+
+    __slots__ = ("_held", "_lent", "_node", "_private")
+    # _held: the array, or a Later that will compute it
+    # _node: how it was made, a _Node or _Written; None if it was not computed
+    # _private: an operation made the array and nobody has looked at it, so nobody can write to it
+    # _lent: a late gradient counts on the array, so who looks at it from now on gets a copy
+
+    @property
+    def _array(self):
+        return self._held if type(self._held) is ndarray else _computed(self)
+
+    @property
+    def array(self) -> np.ndarray:
+        """The numbers, as an ndarray."""
+        array = self._array
+        if self._lent:
+            array = self._held = array.copy()
+        self._private = self._lent = False
+        return array
+
+    @array.setter
+    def array(self, value) -> None:
+        _computed(self)
+        self._held = _as_array(value)
+        self._private = self._lent = False
+
+    @property
+    def dtype(self):
+        """Its array's dtype."""
+        return self._held.dtype
+
+    @property
+    def shape(self):
+        """Its array's shape, known before the numbers are."""
+        return self._held.shape
+
+    @property
+    def ndim(self):
+        """The number of dimensions."""
+        return len(self._held.shape)
+
+    @property
+    def size(self):
+        """The number of elements."""
+        return math.prod(self._held.shape)
 
 
-class Variable:
+def _computed(v):
+    """The array of a Variable, computed now if it waits to be."""
+    held = v._held
+    if type(held) is Later:
+        array = held.value()
+        if type(v._node) is _Node:
+            v._node.y = array
+        v._held = held = array
+    return held
+
+
+def _made(held, private, node):
+    """A Variable with these fields: Variable(...) for those that operations make."""
+    cls = Variable
+    v = cls.__new__(cls)
+    _fill(v, held, private, node)
+    return v
+
+
+def _fill(v, held, private, node):
+    v._held, v._private, v._lent, v._node = held, private, False, node
+
+
+class Variable(_Fields):
     """An array that remembers how it was computed, so that gradients can flow back through it.
 
     Parameters
@@ -99,7 +168,7 @@ class Variable:
     Assigning a new array to ``variable.array`` does not disturb what was recorded before.
     """
 
-    __slots__ = ("__dict__", "__weakref__", "_array", "_later", "_lent", "_node", "_private")
+    __slots__ = ("__dict__", "__weakref__")
     __array_ufunc__ = None  # ndarray + Variable is left to Variable.__radd__
     is_learnable = False
 
@@ -135,39 +204,9 @@ class Variable:
         T: Variable
 
     def __init__(self, array: Any, local_gradients: list | None = None) -> None:
-        self._array = _as_array(array)
-        self._later = None
-        self._private = False  # made by an operation, and nobody has looked at it
-        self._lent = False  # a gradient that is still to be computed counts on the array
-        self._node = None
+        _fill(self, _as_array(array), False, None)
         if local_gradients and _is_recording():
             self.local_gradients = local_gradients
-
-    def __getattr__(self, name: str):
-        # Only called where an attribute is missing, as `_array` is until it is computed.
-        if name == "_array":
-            later = self._later
-            if later is not None:
-                self._array = later.value()
-                self._later = None
-                if type(self._node) is _Node:
-                    self._node.y = self._array
-            return object.__getattribute__(self, "_array")
-        raise AttributeError(f"a Variable has no attribute {name!r}")
-
-    @property
-    def array(self) -> np.ndarray:
-        """The numbers, as an ndarray."""
-        if self._lent:
-            self._array = self._array.copy()
-        self._private = self._lent = False
-        return self._array
-
-    @array.setter
-    def array(self, value) -> None:
-        self._array  # noqa: B018 - a value that waits to be computed is computed first
-        self._array = _as_array(value)
-        self._private = self._lent = False
 
     def _take(self, array: np.ndarray) -> None:
         """Assign an array that nobody else has."""
@@ -192,14 +231,8 @@ class Variable:
             fits = isinstance(pair, (tuple, list)) and len(pair) == 2
             if not (fits and isinstance(pair[0], Variable) and callable(pair[1])):
                 raise TypeError(f"local_gradients: expected (Variable, function), got {pair!r}")
-        self._array  # noqa: B018 - as above
+        _computed(self)
         self._node = _Written(pairs)
-
-    # `_later or _array`: the shape is known before the value is.
-    dtype = property(lambda self: (self._later or self._array).dtype, doc="Its array's dtype.")
-    shape = property(lambda self: (self._later or self._array).shape, doc="Its array's shape.")
-    ndim = property(lambda self: len(self.shape), doc="The number of dimensions.")
-    size = property(lambda self: math.prod(self.shape), doc="The number of elements.")
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         array = self.array if dtype is None else self.array.astype(dtype, copy=False)
@@ -250,15 +283,7 @@ class _Node:
     `held` says that nobody can write into those arrays any more (see Later).
     """
 
-    __slots__ = ("held", "inputs", "operation", "rules", "values", "y")
-
-    def __init__(self, operation, inputs, values, rules, y, held=False):
-        self.held = held
-        self.operation = operation
-        self.inputs = inputs
-        self.values = values
-        self.rules = rules
-        self.y = y
+    __slots__ = ("held", "inputs", "operation", "rules", "traits", "values", "y")
 
     @property
     def pairs(self):
@@ -266,6 +291,14 @@ class _Node:
         return tuple(
             [(v, _Bound(rule, self)) for v, rule in edges if isinstance(v, Variable) and rule]
         )
+
+
+def _recorded(traits, inputs, values, rules, y, held):
+    node = _Node.__new__(_Node)
+    node.traits, node.operation = traits, traits.operation
+    node.inputs, node.values, node.rules = inputs, values, rules
+    node.y, node.held = y, held
+    return node
 
 
 class _Bound:
@@ -279,7 +312,7 @@ class _Bound:
 
     def __call__(self, g):
         node, values = self.node, self.node.values
-        if node.operation.waits:
+        if node.traits.waits:
             values = [_value(one) for one in values]
         return self.rule(g, node.y, *values)
 
@@ -355,76 +388,111 @@ def primitive(
     # The library's own functions neither keep nor write what they are shown; others might.
     is_own = module.partition(".")[0] == __name__.partition(".")[0]
 
+    traits = _Traits(function, names, operands, linear, waits, is_own)
+
     @functools.wraps(function)
     def operation(*args, **kwargs):
-        if kwargs:  # inputs given by name go to their places, where the rules expect them
-            for name in names[len(args) :]:
-                if name not in kwargs:
-                    break
-                args += (kwargs.pop(name),)
-        variables, values = [], []
-        for a in args:
-            if isinstance(a, Variable):
-                variables.append(a)
-                # Somebody else's function may keep what it is shown, and what it returns.
-                a = a._array if fast else _waiting(a) if waits else a.array
-            elif not is_own or a is None or type(a) is int:
-                pass
-            elif isinstance(a, ndarray):
-                if a.dtype.kind not in "fiub":
-                    name = function.__name__.lstrip("_")
-                    raise TypeError(f"{name}: expected real numbers, got dtype {a.dtype}")
-            elif isinstance(a, (list, tuple)):
-                refuse_lists_of_variables(a, function.__name__.lstrip("_"))
-            values.append(a)
-        if operands and 0 < len(variables) < operands:
-            _take_dtype(args, values, variables, operands)
-        returned = function(*values, **kwargs) if kwargs else function(*values)
-        if type(returned) is not tuple or not returned:
-            raise TypeError(f"{function.__name__} must return a tuple: its value, then its rules")
-        y, rules = returned[0], returned[1:]
-        if not variables:
-            return y.value(values) if type(y) is Later else y
-        n = len(rules)
-        if len(args) > n or kwargs:
-            for variable in (*args[n:], *kwargs.values()):
-                if isinstance(variable, Variable):
-                    raise TypeError(
-                        f"{function.__name__}: a Variable stands where there is no gradient to "
-                        "compute: pass its array"
-                    )
-        if type(y) is Later:
-            if y.hold(operation, args, values, n):
-                return _computed_later(y, rules)
-            y = y.value(values)
-        result = Variable(y)
-        y = result._array
-        alone = y.base is None
-        for value in values:  # by identity; `in` would compare numbers
-            if value is y:
-                alone = False
-        if alone:
-            result._private = is_own
-        else:
-            if any(variable._lent for variable in variables):
-                y = result._array = y.copy()
-            for variable in variables:
-                variable._private = False
-        if not _silenced.get():
-            inputs = values if len(values) == n else values[:n]
-            result._node = _Node(operation, args, inputs, rules, y)
-        return result
+        return _operate(traits, args, kwargs)
 
-    fast = is_own and not waits
-    operation.linear = linear
-    operation.is_own = is_own
-    operation.waits = waits
-    operation.function = function
+    traits.operation = operation
+    operation.traits = traits
     return operation
 
 
-def _take_dtype(args, values, variables, operands):
-    dtype = functools.reduce(np.promote_types, [v.dtype for v in variables])
+class _Traits:
+    """What `primitive` was told about an operation."""
+
+    __slots__ = ("function", "is_own", "linear", "names", "operands", "operation", "waits")
+
+    def __init__(self, function, names, operands, linear, waits, is_own):
+        self.function = function
+        self.names = names
+        self.operands = operands
+        self.linear = linear
+        self.waits = waits
+        self.is_own = is_own
+        self.operation = None
+
+
+def _operate(traits, args, kwargs):
+    """Call an operation, and record it if there are Variables among its arguments."""
+    function = traits.function
+    if kwargs:  # inputs given by name go to their places, where the rules expect them
+        for name in traits.names[len(args) :]:
+            if name not in kwargs:
+                break
+            args += (kwargs.pop(name),)
+    n_variables, values = 0, []
+    for a in args:
+        if isinstance(a, _Fields):
+            n_variables += 1
+            values.append(_shown(a, traits))
+            continue
+        if not traits.is_own or a is None or type(a) is int:
+            pass
+        elif isinstance(a, ndarray):
+            if a.dtype.kind not in "fiub":
+                name = function.__name__.lstrip("_")
+                raise TypeError(f"{name}: expected real numbers, got dtype {a.dtype}")
+        elif isinstance(a, (list, tuple)):
+            refuse_lists_of_variables(a, function.__name__.lstrip("_"))
+        values.append(a)
+    if 0 < n_variables < traits.operands:
+        _take_dtype(args, values, traits.operands)
+    returned = function(*values, **kwargs) if kwargs else function(*values)
+    if type(returned) is not tuple or not returned:
+        raise TypeError(f"{function.__name__} must return a tuple: its value, then its rules")
+    y, rules = returned[0], returned[1:]
+    if not n_variables:
+        return y.value(values) if type(y) is Later else y
+    n = len(rules)
+    if len(args) > n or kwargs:
+        for variable in (*args[n:], *kwargs.values()):
+            if isinstance(variable, Variable):
+                raise TypeError(
+                    f"{function.__name__}: a Variable stands where there is no gradient to "
+                    "compute: pass its array"
+                )
+    if type(y) is Later:
+        if y.hold(traits, args, values, n):
+            return _made(y, True, _recorded_later(y, rules))
+        y = y.value(values)
+    y = _as_array(y)
+    alone = y.base is None
+    for value in values:  # by identity; `in` would compare numbers
+        if value is y:
+            alone = False
+    if not alone:
+        y = _shared(y, args)
+    node = None
+    if not _silenced.get():
+        values = values if len(values) == n else values[:n]
+        node = _recorded(traits, args, values, rules, y, False)
+    return _made(y, alone and traits.is_own, node)
+
+
+def _shown(v, traits):
+    """What an operation is shown of a Variable: its array, or the Later that will compute it."""
+    if traits.waits:
+        return _waiting(v)
+    if traits.is_own:
+        return v._held if type(v._held) is ndarray else _computed(v)
+    return v.array  # somebody else's function may keep what it is shown, and what it returns
+
+
+def _shared(y, args):
+    """An array that is also that of an argument, or a view of it: to be looked at from now on."""
+    variables = [a for a in args if isinstance(a, Variable)]
+    if any(v._lent for v in variables):
+        y = y.copy()
+    for v in variables:
+        v._private = False
+    return y
+
+
+def _take_dtype(args, values, operands):
+    dtypes = [a.dtype for a in args if isinstance(a, Variable)]
+    dtype = functools.reduce(np.promote_types, dtypes)
     if dtype.kind == "f":
         for i, arg in enumerate(args[:operands]):
             if not isinstance(arg, Variable):
@@ -541,178 +609,65 @@ class Gradients(MutableMapping):
 
     def __init__(self, result: Variable, wrt, differentiable: bool) -> None:
         self._differentiable = differentiable
-        self._edges, inputs, passed = _consumers(result)
-        self._frozen = {}  # Variable -> (values, y) to use in place of what its node recorded
         self._given = {}  # what readers have, or have assigned
-        order = _topological_order(result, self._edges, inputs)
-        recorded = type(result._node) is _Node and type(result._node.y) is np.ndarray
-        value = result._node.y if recorded else result._array
+        order = _topological_order(_walk(result))
+        first = order[0]
+        recorded = type(first.node) is _Node and type(first.node.y) is ndarray
+        value = first.node.y if recorded else result._array
         seed = np.ones(value.shape, value.dtype)
-        self._g = {result: Variable(seed) if differentiable else seed}
+        first.g, first.is_done = Variable(seed) if differentiable else seed, True
+        self._steps = {step.variable: step for step in order}  # None for other Variables
         if wrt is not None:
-            self._compute(order, _on_the_way(wrt, order, inputs))
-            self._keys = dict.fromkeys(wrt)
+            _mark_on_the_way(set(wrt), order)
+        elif not differentiable:
+            _mark_late(order)
+        _compute(order, differentiable)
+        if wrt is not None:
+            steps, self._steps = self._steps, {}
             for v in wrt:
+                self._steps[v] = steps.get(v)
                 self[v]
-            self._edges = self._g = None  # all has been handed out: free the rest
-        else:
-            self._keys = dict.fromkeys(order)
-            late = set() if differentiable else _leaf_side(order, self._edges, inputs)
-            self._compute(order, {v for v in order if v not in late})
-            self._freeze(late.union(passed))
-
-    def _compute(self, order, wanted) -> None:
-        pull = self._pull if self._differentiable else self._sum
-        g = self._g
-        for v in order:
-            if v in wanted and v not in g:
-                g[v] = pull(v)
-
-    def _pull(self, v, shown: bool = False):
-        """Sum of what the Variables made from `v` send back to it; None if they send nothing."""
-        if not self._differentiable:
-            return self._sum(v, shown)
-        with _Recording():
-            return self._sum(v, shown)
-
-    def _sum(self, v, shown=False):
-        total = None
-        for consumer, rule, value in self._edges[v]:
-            g = self._g[consumer]
-            if g is None or (type(rule) is shown_only) is not shown:
-                continue
-            node = consumer._node
-            if type(node) is _Written:
-                values, y = (), None
-            elif self._differentiable:
-                values, y = _as_variables(consumer, node)
-            else:
-                values, y = node.values, node.y
-                if consumer in self._frozen:
-                    values, y = self._frozen[consumer]
-                if node.operation.waits:
-                    values = [_value(one) for one in values]
-            part = rule(g, y, *values)
-            if (
-                type(part) is not ndarray
-                or part.dtype is not value.dtype
-                or part.shape != value.shape
-            ):
-                part = _fitting(part, value, rule, node)
-            if total is not None:
-                part = total + part
-                if type(part) is not ndarray:
-                    part = _as_gradient(part)
-            total = part
-        return total
-
-    def _freeze(self, variables) -> None:
-        """Copy the arrays that gradients computed later will need and that a user could write to.
-
-        An array made by an operation and never looked at cannot be written to by anybody. It is
-        lent instead: who looks at it later gets a copy.
-        """
-        copies = {}
-
-        def safe(value, variable):
-            if not isinstance(value, np.ndarray):
-                return value
-            if getattr(variable, "_private", False):
-                variable._lent = True
-                return value
-            if id(value) not in copies:
-                copies[id(value)] = value.copy()
-            return copies[id(value)]
-
-        for v in variables:
-            for consumer, _, _ in self._edges[v]:
-                node = consumer._node
-                if type(node) is not _Node or node.operation.linear:
-                    continue
-                if consumer not in self._frozen:
-                    values = node.values
-                    if not node.held:
-                        values = [safe(value, x) for value, x in zip(values, node.inputs)]
-                    self._frozen[consumer] = values, safe(node.y, consumer)
-
-    def _ensure(self, v) -> None:
-        """Compute the gradient in `v`, those it depends on first."""
-        stack = [v]
-        while stack:
-            u = stack[-1]
-            if u in self._g:
-                stack.pop()
-                continue
-            missing = [c for c, _, _ in self._edges[u] if c not in self._g]
-            if missing:
-                stack.extend(missing)
-            else:
-                self._g[u] = self._pull(u)
-
-    def _shown(self, v):
-        """The gradient in `v`, with the part of it that does not flow on; None for zero."""
-        if v not in self._edges:
-            return None
-        self._ensure(v)
-        g, extra = self._g[v], self._pull(v, shown=True)
-        if g is None or extra is None:
-            return g if extra is None else extra
-        if not self._differentiable:
-            return g + extra
-        with _Recording():
-            return g + extra
+            self._steps = dict.fromkeys(wrt)  # all has been handed out: free the rest
+        elif not differentiable:
+            _freeze(order)
 
     def __getitem__(self, v: Variable):
         if v in self._given:
             return self._given[v]
-        if v not in self._keys:
+        if v not in self._steps:
             raise KeyError(f"the result does not depend on {v!r}: name it in wrt= to get zeros")
-        g = self._shown(v)
+        step = self._steps[v]
+        g = None if step is None else _gradient(step, self._differentiable)
         if g is None:
-            edges = (self._edges or {}).get(v)
-            like = edges[0][2] if edges else v
+            like = step.consumers[0][2] if step is not None and step.consumers else v
             g = np.zeros(like.shape, like.dtype)
             g = Variable(g) if self._differentiable else g
         elif self._differentiable:
             with _Recording():
                 g = _copy(g)
-        elif not self._is_free(g, v):
+        elif not _is_free(g, step) or any(g is other for other in self._given.values()):
             g = g.copy()
         self._given[v] = g
         return g
-
-    def _is_free(self, g, v) -> bool:
-        """Whether the array `g` is nobody else's, so that who reads v's gradient may have it."""
-        if g.base is not None or not g.flags.writeable or v._node is not None:
-            return False
-        for consumer, _, _ in self._edges[v]:
-            node = consumer._node
-            if type(node) is _Written or not node.operation.is_own:
-                return False  # a rule of the user's may keep what it returns
-            values, y = self._frozen.get(consumer, ((), None))
-            others = (self._g[consumer], node.y, *node.values, y, *values)
-            if any(g is other for other in others):
-                return False
-        return not any(g is other for other in self._given.values())
 
     def __setitem__(self, v: Variable, gradient) -> None:
         if not isinstance(v, Variable):
             raise TypeError(f"the keys of gradients are Variables, got {type(v).__name__}")
         self._given[v] = gradient
-        self._keys[v] = None
+        self._steps.setdefault(v)
 
     def __delitem__(self, v: Variable) -> None:
-        del self._keys[v]
+        del self._steps[v]
         self._given.pop(v, None)
 
     def __contains__(self, v) -> bool:
-        return v in self._keys
+        return v in self._steps
 
     def __iter__(self) -> Iterator[Variable]:
-        return iter(list(self._keys))
+        return iter(list(self._steps))
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._steps)
 
     def copy(self) -> dict:
         """All gradients, in a dict."""
@@ -722,90 +677,241 @@ class Gradients(MutableMapping):
         return f"<Gradients in {len(self)} Variables>"
 
 
-def _consumers(result: Variable) -> tuple[dict, dict, list]:
-    """For every Variable that `result` was computed from, what was made from it.
+class _Step:
+    """A Variable on the way back: what was made from it, and the gradient in it."""
 
-    A list of (Variable, rule that leads back, array that went in). Second, what each was made from.
-    Third, those Variables that a short cut goes past (see `shown_only`).
-    """
-    edges, inputs, passed = {result: []}, {}, []
-    stack = [result]
+    __slots__ = ("consumers", "g", "inputs", "is_done", "is_passed", "is_wanted", "n_waiting",
+                 "node", "values", "variable", "y")  # fmt: skip
+    # consumers: [(step of what was made from it, rule that leads back, array that went in), ...]
+    # inputs: the steps of what it was made from, until gradients are computed
+    # g: the gradient once `is_done`; None if nothing came back
+    # is_passed: a short cut goes past it (see `shown_only`)
+    # is_wanted: its gradient is computed at once
+    # n_waiting: how many consumers are not in order yet
+    # values, y: to use in place of what the node recorded, if `values` is not None
+
+
+def _walk(result) -> list:
+    """The step of `result`, then those of every Variable that it was computed from."""
+    known = {result: _step(result)}
+    stack = [known[result]]
     while stack:
-        v = stack.pop()
-        inputs[v] = mine = []
-        node = v._node
+        step = stack.pop()
+        node = step.node
         if node is None:
             continue
         for x, rule, value in zip(node.inputs, node.rules, node.values):
-            if rule is not None and isinstance(x, Variable):
-                mine.append(x)
-                if x not in edges:
-                    edges[x] = []
-                    stack.append(x)
-                edges[x].append((v, rule, value))
+            if rule is not None and isinstance(x, _Fields):
+                before = known.get(x)
+                if before is None:
+                    known[x] = before = _step(x)
+                    stack.append(before)
+                step.inputs.append(before)
+                before.consumers.append((step, rule, value))
+                before.n_waiting += 1
                 if type(rule) is shown_only:
-                    passed.append(x)
-    return edges, inputs, passed
+                    before.is_passed = True
+    return list(known.values())
 
 
-def _topological_order(result: Variable, edges: dict, inputs: dict) -> list:
-    """The Variables of `edges`, each after everything made from it, so that its gradient is whole.
+def _step(v):
+    step = _Step.__new__(_Step)
+    step.variable, step.node = v, v._node
+    step.consumers, step.inputs, step.n_waiting = [], [], 0
+    step.g = step.values = step.y = None
+    step.is_done = step.is_passed = False
+    step.is_wanted = True
+    return step
+
+
+def _topological_order(steps: list) -> list:
+    """The steps, each after those of everything made from it, so that its gradient is whole.
 
     Without the order (a plain walk along every path) time would double with every shared Variable.
     """
-    waiting = {v: len(consumers) for v, consumers in edges.items()}
-    ready = [result] if waiting[result] == 0 else []
-    order = []
+    ready, order = [], []
+    if not steps[0].n_waiting:
+        ready.append(steps[0])
     while ready:
-        v = ready.pop()
-        order.append(v)
-        for x in inputs[v]:
-            waiting[x] -= 1
-            if waiting[x] == 0:
+        step = ready.pop()
+        order.append(step)
+        for x in step.inputs:
+            x.n_waiting -= 1
+            if not x.n_waiting:
                 ready.append(x)
-    if len(order) != len(edges):
+    if len(order) != len(steps):
         raise ValueError("get_gradients: the graph has a cycle (a Variable is its own input)")
     return order
 
 
-def _on_the_way(wrt: list, order: list, inputs: dict) -> set:
-    """The Variables of `order` whose gradient is on the way to one in `wrt`."""
-    wanted = set(wrt)
-    for v in reversed(order):
-        if not wanted.isdisjoint(inputs[v]):
-            wanted.add(v)
-    return wanted
+def _mark_on_the_way(wrt: set, order: list) -> None:
+    """Want only the gradients on the way to those in `wrt`."""
+    for step in reversed(order):
+        step.is_wanted = step.variable in wrt or any(x.is_wanted for x in step.inputs)
 
 
-def _leaf_side(order: list, edges: dict, inputs: dict) -> set:
-    """The leaves, and what linear operations alone have made of them: gradients that can wait.
+def _mark_late(order: list) -> None:
+    """Want all gradients but those of leaves, and of what linear operations have made of them."""
+    for step in reversed(order[1:]):
+        step.is_wanted = not _can_wait(step)
+
+
+def _can_wait(step):
+    """Whether nothing but g is needed for the gradient in a step, whose inputs have been asked.
 
     A linear operation needs no numbers but g. What goes into a function that the user wrote cannot
     wait: nobody knows which arrays that function will read.
     """
-    late = set()
-    for v in reversed(order[1:]):
-        node = v._node
-        if inputs[v] and not (type(node) is _Node and node.operation.linear):
+    if step.inputs:
+        if type(step.node) is _Written:
+            return False
+        node = step.node
+        if not node.traits.linear:
+            return False
+    for x in step.inputs:
+        if x.is_wanted:
+            return False
+    for consumer, _, _ in step.consumers:
+        if type(consumer.node) is _Written:
+            return False
+    return True
+
+
+def _compute(order, differentiable):
+    for step in order:
+        step.inputs = None  # with `consumers` a cycle, which would keep the graph from being freed
+        if step.is_wanted and not step.is_done:
+            _pull(step, differentiable)
+
+
+def _pull(step, differentiable):
+    """Compute the gradient in a step whose consumers have theirs."""
+    step.g = _sum(step, differentiable, False)
+    step.is_done = True
+
+
+def _sum(step, differentiable, shown):
+    """Sum of what the Variables made from this one send back to it; None if they send nothing."""
+    if differentiable:
+        with _Recording():
+            return _sum_of_parts(step, differentiable, shown)
+    return _sum_of_parts(step, differentiable, shown)
+
+
+def _sum_of_parts(step, differentiable, shown):
+    total = None
+    for consumer, rule, value in step.consumers:
+        g = consumer.g
+        if g is None or (type(rule) is shown_only) is not shown:
             continue
-        written = any(type(consumer._node) is _Written for consumer, _, _ in edges[v])
-        if not written and late.issuperset(inputs[v]):
-            late.add(v)
-    return late
+        how = consumer.node
+        if type(how) is _Written:
+            part = rule(g, None)
+        else:
+            node = how
+            if differentiable:
+                values, y = _as_variables(consumer.variable, node)
+            elif consumer.values is None:
+                values, y = node.values, node.y
+            else:
+                values, y = consumer.values, consumer.y
+            if node.traits.waits and not differentiable:
+                values = [_value(one) for one in values]
+            part = rule(g, y, *values)
+        if type(part) is not ndarray or part.dtype is not value.dtype or part.shape != value.shape:
+            part = _fitting(part, value, rule, how)
+        if total is not None:
+            part = total + part
+            if type(part) is not ndarray:
+                part = _as_gradient(part)
+        total = part
+    return total
+
+
+def _freeze(order) -> None:
+    """Copy the arrays that gradients computed later will need and that a user could write to.
+
+    An array made by an operation and never looked at cannot be written to by anybody. It is lent
+    instead: who looks at it later gets a copy.
+    """
+    copies = {}
+    for step in order:
+        if step.is_wanted and not step.is_passed:
+            continue
+        for consumer, _, _ in step.consumers:
+            if type(consumer.node) is _Written or consumer.values is not None:
+                continue
+            node = consumer.node
+            if not node.traits.linear:
+                consumer.values, consumer.y = node.values, _safe(node.y, consumer.variable, copies)
+                if not node.held:
+                    pairs = zip(node.values, node.inputs)
+                    consumer.values = [_safe(value, x, copies) for value, x in pairs]
+
+
+def _safe(value, variable, copies):
+    if type(value) is not ndarray:
+        return value
+    if isinstance(variable, _Fields):
+        v = variable
+        if v._private:
+            v._lent = True
+            return value
+    if id(value) not in copies:
+        copies[id(value)] = value.copy()
+    return copies[id(value)]
+
+
+def _gradient(step, differentiable):
+    """The gradient in a step, with the part of it that does not flow on; None for zero."""
+    stack = [step]
+    while stack:  # those that it depends on come first
+        top = stack[-1]
+        if top.is_done:
+            stack.pop()
+            continue
+        missing = [consumer for consumer, _, _ in top.consumers if not consumer.is_done]
+        if missing:
+            stack.extend(missing)
+        else:
+            _pull(top, differentiable)
+    g = step.g
+    extra = _sum(step, differentiable, True) if step.is_passed else None
+    if g is None or extra is None:
+        return g if extra is None else extra
+    if not differentiable:
+        return g + extra
+    with _Recording():
+        return g + extra
+
+
+def _is_free(g, step) -> bool:
+    """Whether nobody else in the graph has the array `g`, so that who reads it may keep it."""
+    if g.base is not None or not g.flags.writeable or step.node is not None:
+        return False
+    for consumer, _, _ in step.consumers:
+        if type(consumer.node) is _Written:
+            return False
+        node = consumer.node
+        if not node.traits.is_own:
+            return False  # a rule of the user's may keep what it returns
+        for other in (consumer.g, node.y, consumer.y, *node.values, *(consumer.values or ())):
+            if other is g:
+                return False
+    return True
 
 
 def _as_variables(consumer: Variable, node):
     """The inputs and output of a node as Variables, linked to the graph also if rebound since."""
 
     def linked(v, value):
-        if not isinstance(v, Variable) or v._later is value:
+        if not isinstance(v, Variable) or v._held is value:
             return v
         value = _value(value)
         if v._array is value:
             return v
-        link = Variable(value)
-        link._node = _Node(_copy, (v,), [value], [lambda g, y, a: g], value)
-        return link
+        rules = [lambda g, y, a: g]
+        return _made(value, False, _recorded(_copy.traits, (v,), [value], rules, value, False))
 
     inputs = zip(node.inputs, node.values)
     values = [linked(x, value) if isinstance(x, Variable) else value for x, value in inputs]
@@ -888,8 +994,8 @@ class Later:
         most so many bytes of them. With more, the value is computed at once.
     """
 
-    __slots__ = ("_array", "arguments", "compute", "dtype", "n", "operation", "shape", "values",
-                 "worth")  # fmt: skip
+    __slots__ = ("_array", "arguments", "compute", "dtype", "n", "operation", "shape", "traits",
+                 "values", "worth")  # fmt: skip
 
     def __init__(self, compute: Callable, shape: tuple, dtype: np.dtype, worth: int = 0) -> None:
         self.compute = compute
@@ -907,7 +1013,7 @@ class Later:
             self.values = None
         return self._array
 
-    def hold(self, operation, args, values, n) -> bool:
+    def hold(self, traits, args, values, n) -> bool:
         """Keep the first `n` values as they are now; False if that took too large copies."""
         exposed = [
             isinstance(value, np.ndarray) and not getattr(a, "_private", False)
@@ -919,7 +1025,8 @@ class Later:
             if not is_exposed and isinstance(a, Variable):
                 a._lent = True
         held = [value.copy() if e else value for value, e in zip(values, exposed)]
-        self.operation, self.arguments, self.n = operation, args, n
+        self.traits, self.operation = traits, traits.operation
+        self.arguments, self.n = args, n
         self.values = [*held, *values[n:]]
         return True
 
@@ -931,25 +1038,23 @@ def _value(one):
 def _waiting(v: Variable):
     """The array of `v`, or its Later if that is not built on another: values are two deep at most,
     or reading the last of a long chain would recurse through all of it."""
-    later = v._later
-    if later is None or any(type(value) is Later for value in later.values or ()):
-        return v._array
-    return later
+    held = v._held
+    if type(held) is Later and any(type(value) is Later for value in held.values or ()):
+        return _computed(v)
+    return held
 
 
-def _computed_later(later, rules) -> Variable:
-    result = Variable.__new__(Variable)
-    result._later, result._private, result._lent, result._node = later, True, False, None
-    if _is_recording():
-        values = later.values[: later.n]
-        result._node = _Node(later.operation, later.arguments, values, rules, later, held=True)
-    return result
+def _recorded_later(later, rules):
+    if not _is_recording():
+        return None
+    values = later.values[: later.n]
+    return _recorded(later.traits, later.arguments, values, rules, later, True)
 
 
 def not_computed(v, operation) -> Later | None:
     """The Later of `v` if it is one of `operation`, and nobody has needed its value so far."""
-    later = getattr(v, "_later", None)
-    if later is None or later.operation is not operation or later.values is None:
+    later = v._held if isinstance(v, Variable) else None
+    if type(later) is not Later or later.operation is not operation or later.values is None:
         return None
     return later
 
@@ -965,11 +1070,10 @@ def short_cut(operation, later: Later, passed: tuple, *parameters) -> Variable |
     if held is None:
         return None
     values = [_value(one) for one in held[: later.n]]
-    y, *rules = operation.function(*values, *[None] * len(passed), *parameters)
-    result = Variable(y)
-    result._private = True
+    y, *rules = operation.traits.function(*values, *[None] * len(passed), *parameters)
+    y, node = _as_array(y), None
     if _is_recording():
         inputs = (*later.arguments[: later.n], *passed)
-        values += [v._later or v._array for v in passed]
-        result._node = _Node(operation, inputs, values, rules, y, held=True)
-    return result
+        values += [v._held for v in passed]
+        node = _recorded(operation.traits, inputs, values, rules, y, True)
+    return _made(y, True, node)

@@ -195,7 +195,7 @@ def _conv2d_leaky_relu_maxpool2d(images, kernel, outputs, activated, window, poo
 @primitive
 def _conv2d_maxpool2d(images, kernel, outputs, window, pool, alpha):
     """maxpool2d(conv2d(images, kernel)); the array between the two is never made."""
-    y, *rules = _conv2d_leaky_relu_maxpool2d.function(
+    y, *rules = _conv2d_leaky_relu_maxpool2d.traits.function(
         images, kernel, outputs, None, window, pool, alpha
     )
     return y, *rules[:3]

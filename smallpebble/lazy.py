@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
+from numpy import ndarray
 
 from .core import Variable
 
@@ -50,31 +50,7 @@ class Lazy:
         AssignmentError
             A node has no arguments, or a placeholder no value.
         """
-        values = {}  # id of a node -> what it returned
-        begun = set()
-        stack = [self]
-        while stack:
-            node = stack[-1]
-            if id(node) in values:
-                stack.pop()
-                continue
-            if node is not self and getattr(type(node), "run", None) is not Lazy.run:
-                values[id(node)] = node.run()
-                continue
-            node._check()
-            missing = []
-            args = [_filled(a, values, missing) for a in node.arguments]
-            kwargs = node.keywords and {
-                name: _filled(a, values, missing) for name, a in node.keywords.items()
-            }
-            if missing:
-                begun.add(id(node))
-                if any(id(child) in begun for child in missing):
-                    raise AssignmentError(f"{node!r} is its own argument, perhaps through others.")
-                stack.extend(reversed(missing))
-                continue
-            values[id(node)] = node.function(*args, **kwargs)
-        return values[id(self)]
+        return _run(self)
 
     def _check(self) -> None:
         if not self._is_called and not self.arguments:
@@ -85,10 +61,41 @@ class Lazy:
         return f"<Lazy {name}>"
 
 
+def _run(root):
+    """Each node when its arguments have values, with a loop: a graph may be deep."""
+    values = {}  # id of a node -> what it returned
+    begun = set()
+    stack = [root]
+    while stack:
+        node = stack[-1]
+        key = id(node)
+        if key in values:
+            stack.pop()
+            continue
+        kind = type(node)
+        if kind is not Lazy and kind is not Placeholder and node is not root:
+            if getattr(kind, "run", None) is not Lazy.run:  # it runs in a way of its own
+                values[key] = node.run()
+                continue
+        arguments, keywords = node.arguments, node.keywords
+        if not arguments:
+            node._check()
+        missing = []
+        args = [_filled(a, values, missing) for a in arguments]
+        kwargs = keywords and {name: _filled(a, values, missing) for name, a in keywords.items()}
+        if missing:
+            begun.add(key)
+            for child in missing:
+                if id(child) in begun:
+                    raise AssignmentError(f"{node!r} is its own argument, perhaps through others.")
+            stack.extend(reversed(missing))
+            continue
+        values[key] = node.function(*args, **kwargs) if kwargs else node.function(*args)
+    return values[id(root)]
+
+
 def _filled(argument, values, missing):
     """An argument, its nodes replaced by their values; those not run yet are `missing`."""
-    if isinstance(argument, (Variable, np.ndarray)):
-        return argument
     if isinstance(argument, (list, tuple)):
         filled = [_filled_one(one, values, missing) for one in argument]
         changed = any(new is not old for new, old in zip(filled, argument))
@@ -97,10 +104,15 @@ def _filled(argument, values, missing):
 
 
 def _filled_one(argument, values, missing):
-    if isinstance(argument, (Variable, np.ndarray)) or not hasattr(argument, "run"):
+    kind = type(argument)
+    if kind is Variable or kind is ndarray:
         return argument
-    if id(argument) in values:
-        return values[id(argument)]
+    if kind is not Lazy and kind is not Placeholder:
+        if isinstance(argument, (Variable, ndarray)) or not hasattr(argument, "run"):
+            return argument
+    key = id(argument)
+    if key in values:
+        return values[key]
     missing.append(argument)
     return argument
 

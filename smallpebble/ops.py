@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy import ndarray
 
 from . import kernels
 from .core import Later, Variable, primitive, refuse_lists_of_variables, shown_only
@@ -306,7 +307,7 @@ def _sum_to(a, shape):
 
 def sum_to(a: Operand, shape: Sequence[int]) -> Variable:
     """`a` summed down to `shape`, which broadcasts to that of `a`: undoes `broadcast_to`."""
-    if (type(a) is np.ndarray or isinstance(a, Variable)) and a.shape == shape:
+    if (type(a) is ndarray or isinstance(a, Variable)) and a.shape == shape:
         return a
     a, shape = _whole(a), _shape(shape, "sum_to")
     return a if a.shape == shape else _sum_to(a, shape)
@@ -396,7 +397,7 @@ def concatenate(variables: Sequence[Operand], axis: int = 0) -> Variable:
     if not variables:
         raise ValueError("concatenate: nothing to join")
     shapes = [v.shape for v in variables]
-    (axis,) = normalize_axes(as_int(axis, "concatenate: axis"), len(shapes[0]), "concatenate")
+    axis = _one_axis(axis, len(shapes[0]), "concatenate")
     kept = {kept_shape(shape, (axis,)) for shape in shapes}
     if len(kept) != 1:
         raise ValueError(f"concatenate: shapes {shapes} differ in more than axis {axis}")
@@ -417,7 +418,7 @@ def stack(variables: Sequence[Operand], axis: int = 0) -> Variable:
     variables = [_whole(v) for v in variables]
     if len({v.shape for v in variables}) != 1:
         raise ValueError(f"stack: shapes must be equal, got {[v.shape for v in variables]}")
-    (axis,) = normalize_axes(as_int(axis, "stack: axis"), variables[0].ndim + 1, "stack")
+    axis = _one_axis(axis, variables[0].ndim + 1, "stack")
     return concatenate([expand_dims(v, axis) for v in variables], axis)
 
 
@@ -572,28 +573,31 @@ def maxax(a: Operand, axis: int) -> Variable:
 # --------------------------------------------------------------------------------------- products
 
 
-@primitive(operands=2)
-def _matmul(a, b):
-    return (
-        kernels.matmul(a, b),
-        lambda g, y, a, b: sum_to(_matmul(g, _swapped(b)), a.shape),
-        lambda g, y, a, b: sum_to(_matmul(_swapped(a), g), b.shape),
-    )
+def _product_to_a(g, y, a, b, *bias):
+    return sum_to(_matmul(g, _swapped(b)), a.shape)
+
+
+def _product_to_b(g, y, a, b, *bias):
+    return sum_to(_matmul(_swapped(a), g), b.shape)
+
+
+def _product_to_bias(g, y, a, b, bias):
+    return sum_to(g, bias.shape)
 
 
 def _swapped(a):
-    return a.swapaxes(-2, -1) if isinstance(a, np.ndarray) else matrix_transpose(a)
+    return a.swapaxes(-2, -1) if type(a) is ndarray else matrix_transpose(a)
+
+
+@primitive(operands=2)
+def _matmul(a, b):
+    return kernels.matmul(a, b), _product_to_a, _product_to_b
 
 
 @primitive(operands=3)
-def _matmul_add(a, b, c):
-    """a @ b + c in one, for c of one dimension, as long as the rows of b."""
-    return (
-        kernels.matmul(a, b, c),
-        lambda g, y, a, b, c: sum_to(_matmul(g, _swapped(b)), a.shape),
-        lambda g, y, a, b, c: sum_to(_matmul(_swapped(a), g), b.shape),
-        lambda g, y, a, b, c: sum_to(g, c.shape),
-    )
+def _matmul_add(a, b, bias):
+    """a @ b + bias in one, for a bias of one dimension, as long as the rows of b."""
+    return kernels.matmul(a, b, bias), _product_to_a, _product_to_b, _product_to_bias
 
 
 def matmul(a: Operand, b: Operand) -> Variable:
@@ -671,6 +675,9 @@ def _log_softmax_grad(g, y, axis):
 def _along(function, a, axis, operation):
     """`function` along one axis, or along several as if they were one."""
     a = _whole(a)
+    shape = a.shape
+    if type(axis) is int and -len(shape) <= axis < len(shape) and shape[axis]:
+        return function(a, axis % len(shape))
     axes = normalize_axes(axis, a.ndim, operation)
     if not axes:
         raise ValueError(f"{operation}: a scalar has no axis")
@@ -738,23 +745,31 @@ def _losses_grad(g, logits, labels):
 def _check_labels(scores, labels, axis, operation):
     """Labels as an own integer array of the shape of `scores` without `axis`; all checked."""
     shape = scores.shape
-    axes = normalize_axes(as_int(axis, f"{operation}: axis"), len(shape), operation)
-    axis = axes[0]
+    axis = _one_axis(axis, len(shape), operation)
     if 0 in shape:
         _nonempty(scores, tuple(range(len(shape))), operation)
-    labels = np.array(_array(labels))
+    labels = np.asarray(_array(labels))
     if labels.dtype.kind not in "iu":
         raise TypeError(f"{operation}: labels must be integers, got dtype {labels.dtype}")
-    expected = _dropped(shape, axes)
+    expected = shape[:axis] + shape[axis + 1 :]
     if labels.shape != expected:
         raise ValueError(
             f"{operation}: scores of shape {scores.shape} with classes on axis {axis} need labels "
             f"of shape {expected}, got {labels.shape}"
         )
-    low, high = np.minimum.reduce(labels, None), np.maximum.reduce(labels, None)
-    if low < 0 or high >= shape[axis]:
-        raise IndexError(f"{operation}: labels must be 0 to {shape[axis] - 1}, got {low} to {high}")
-    return axis, labels.astype(np.intp, copy=False)
+    own = labels.astype(np.intp)
+    if np.maximum.reduce(own.view(np.uintp), None) >= shape[axis]:  # negative ones become large
+        raise IndexError(
+            f"{operation}: labels must be 0 to {shape[axis] - 1}, got {labels.min()} to "
+            f"{labels.max()}"
+        )
+    return axis, own
+
+
+def _one_axis(axis, ndim, operation):
+    if type(axis) is int and -ndim <= axis < ndim:
+        return axis % ndim
+    return normalize_axes(as_int(axis, f"{operation}: axis"), ndim, operation)[0]
 
 
 def _as_rows(a, axis):
@@ -795,6 +810,8 @@ def softmax_cross_entropy(
 
 def _from_rows(rows, shape, axis):
     """Undoes `_as_rows`, for an array that had `shape`."""
+    if rows.shape == shape and axis == len(shape) - 1:
+        return rows
     others = [i for i in range(len(shape)) if i != axis]
     moved = reshape(rows, tuple(shape[i] for i in (*others, axis)))
     return (
