@@ -44,7 +44,7 @@ cdef object _fill(_Fields v, held, bint private, node)
 @cython.locals(node=_Node)
 cdef object _recorded(_Traits traits, inputs, values, rules, y, bint held)
 
-@cython.locals(values=list, n_variables=Py_ssize_t, n=Py_ssize_t, alone=bint, returned=tuple)
+@cython.locals(values=list, n_variables=Py_ssize_t, n=Py_ssize_t, alone=bint)
 cdef object _operate(_Traits traits, tuple args, dict kwargs)
 
 cdef object _shown(_Fields v, _Traits traits)
