@@ -1,5 +1,5 @@
-# C types for core.py: its classes of plain fields become structures, and what is called for every
-# operation becomes a C function. Nothing here changes what core.py does.
+# C types for core.py, which Cython reads beside it: classes of plain fields become structures, and
+# what every operation goes through becomes C functions. What core.py does is the same without.
 
 cimport cython
 

@@ -71,9 +71,9 @@ def _as_array(value) -> np.ndarray:
 
 
 class _Fields:
-    """What a Variable holds. Compiled, the fields lie in a C structure (see core.pxd).
+    """What a Variable holds: `Variable` itself, but for the part that is a C structure if compiled.
 
-    Two marks serve gradients that are computed late (see `_freeze`).
+    The two marks serve gradients that are computed late (see `_freeze`).
     """
 
     __slots__ = ("_held", "_lent", "_node", "_private")
@@ -102,47 +102,24 @@ class _Fields:
         self._private = self._lent = False
 
     @property
-    def dtype(self):
+    def dtype(self) -> np.dtype:
         """Its array's dtype."""
         return self._held.dtype
 
     @property
-    def shape(self):
+    def shape(self) -> tuple[int, ...]:
         """Its array's shape, known before the numbers are."""
         return self._held.shape
 
     @property
-    def ndim(self):
+    def ndim(self) -> int:
         """The number of dimensions."""
         return len(self._held.shape)
 
     @property
-    def size(self):
+    def size(self) -> int:
         """The number of elements."""
         return math.prod(self._held.shape)
-
-
-def _computed(v):
-    """The array of a Variable, computed now if it waits to be."""
-    held = v._held
-    if type(held) is Later:
-        array = held.value()
-        if type(v._node) is _Node:
-            v._node.y = array
-        v._held = held = array
-    return held
-
-
-def _made(held, private, node):
-    """A Variable with these fields: Variable(...) for those that operations make."""
-    cls = Variable
-    v = cls.__new__(cls)
-    _fill(v, held, private, node)
-    return v
-
-
-def _fill(v, held, private, node):
-    v._held, v._private, v._lent, v._node = held, private, False, node
 
 
 class Variable(_Fields):
@@ -275,6 +252,29 @@ class Variable(_Fields):
                 "use stop_gradient(variable) or variable.array"
             )
         return Variable, (self.array,), self.__dict__ or None
+
+
+def _computed(v):
+    """The array of a Variable, computed now if it waits to be."""
+    held = v._held
+    if type(held) is Later:
+        array = held.value()
+        if type(v._node) is _Node:
+            v._node.y = array
+        v._held = held = array
+    return held
+
+
+def _made(held, private, node):
+    """A Variable that an operation made."""
+    cls = Variable
+    v = cls.__new__(cls)
+    _fill(v, held, private, node)
+    return v
+
+
+def _fill(v, held, private, node):
+    v._held, v._private, v._lent, v._node = held, private, False, node
 
 
 class _Node:
@@ -850,7 +850,7 @@ def _freeze(order) -> None:
 
 
 def _safe(value, variable, copies):
-    if type(value) is not ndarray:
+    if not isinstance(value, ndarray):
         return value
     if isinstance(variable, _Fields):
         v = variable

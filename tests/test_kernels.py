@@ -256,6 +256,16 @@ def read_only(array):
     return array
 
 
+def meaningless(array):
+    """A copy with odd strides where nothing moves: axes of length 1, or all if it is empty."""
+    copy = array.copy(order="K")
+    strides = [
+        7 if size == 1 or not array.size else stride
+        for size, stride in zip(copy.shape, copy.strides)
+    ]
+    return np.lib.stride_tricks.as_strided(copy, copy.shape, strides)
+
+
 def layouts(array):
     """(name, another array) of the same shape; values differ where strides are zero."""
     yield "Fortran", np.array(array, order="F")
@@ -267,6 +277,8 @@ def layouts(array):
     for count in range(1, 16):
         yield f"offset by {count}", offset(array, count)
     yield "interior", interior(array)
+    yield "meaningless strides", meaningless(array)
+    yield "Fortran, meaningless strides", meaningless(np.array(array, order="F"))
     for axis in range(array.ndim):
         yield f"last axis swapped with {axis}", swapped_axes(array, axis, -1)
         for step in (2, -1, -3):
@@ -1524,7 +1536,7 @@ SPECS = {
 @st.composite
 def laid_out(draw, array, byte_orders):
     """The same values, laid out in some way."""
-    how = draw(st.integers(0, 6 if byte_orders else 5))
+    how = draw(st.integers(0, 7 if byte_orders else 6))
     axis = draw(st.integers(0, max(0, array.ndim - 1)))
     if how == 0 or (array.ndim == 0 and how in (2, 3)):
         return array
@@ -1538,6 +1550,8 @@ def laid_out(draw, array, byte_orders):
         return interior(array) if draw(st.booleans()) else read_only(array)
     if how == 5:
         return unaligned(array) if draw(st.booleans()) else offset(array, draw(st.integers(1, 15)))
+    if how == 6:
+        return meaningless(array)
     return byteswapped(array)
 
 
