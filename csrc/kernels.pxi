@@ -137,7 +137,7 @@ cdef object LARGEST = 2**62  # of a size
 
 cdef enum:
     OTHER = -1  # the dtype index of what is neither float32 nor float64
-    HELD_AXES = 8
+    HELD_AXES = 6  # of arrays that are read without the buffer protocol; patches have 6
 
 
 # ------------------------------------------------------------------------------------- operands
@@ -1031,7 +1031,9 @@ def matmul(a, b, bias=None):
             tuple([va.shape[i] for i in range(va.ndim - 2)]),
             tuple([vb.shape[i] for i in range(vb.ndim - 2)]),
         )
-    cdef tuple shape = batch + (() if is_row else (m,)) + (() if is_column else (n,))
+    cdef tuple shape = (m, n)
+    if batch or is_row or is_column:
+        shape = batch + (() if is_row else (m,)) + (() if is_column else (n,))
     cdef Operand z = fresh(shape, REALS[real])
     cdef matmul_batch job
     job.function, job.pool, job.status = matmul_table[real], pool, 0

@@ -602,7 +602,8 @@ def _matmul_add(a, b, bias):
 
 def matmul(a: Operand, b: Operand) -> Variable:
     """Matrix product as `numpy.matmul`: (..., i, k) @ (..., k, j), batches broadcast, or 1-D."""
-    a, b = _whole(a), _whole(b)
+    if not (isinstance(a, Variable) and isinstance(b, Variable)):
+        a, b = _whole(a), _whole(b)
     rows, columns = a.shape, b.shape
     if len(rows) == 2 and len(columns) == 2 and rows[1] == columns[0]:
         return _matmul(a, b)
