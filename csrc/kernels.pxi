@@ -167,7 +167,7 @@ cdef class Operand:
 
 
 cdef Operand hold(object array, int flags, Py_ssize_t itemsize=0):
-    """With the size of its elements, an ndarray is read here, at a tenth of a buffer's price."""
+    """With the size of its elements, an ndarray is read here, which takes less than a buffer does."""
     cdef Operand operand = Operand.__new__(Operand)
     cdef PyArrayObject *a = <PyArrayObject *>array
     cdef Py_buffer *view = &operand.view
