@@ -262,6 +262,8 @@ def _computed(v):
         if type(v._node) is _Node:
             v._node.y = array
         v._held = held = array
+    elif held is None:
+        raise AttributeError("this Variable has no array: its __init__ has not been called")
     return held
 
 
@@ -428,7 +430,11 @@ def _operate(traits, args, kwargs):
             n_variables += 1
             values.append(_shown(a, traits))
             continue
-        if not traits.is_own or a is None or type(a) is int:
+        if a is None or type(a) is int:
+            pass
+        elif isinstance(a, Variable):
+            raise TypeError(f"{function.__name__}: expected a Variable, got what stands in for one")
+        elif not traits.is_own:
             pass
         elif isinstance(a, ndarray):
             if a.dtype.kind not in "fiub":
@@ -780,6 +786,7 @@ def _can_wait(step):
 def _compute(order, differentiable):
     for step in order:
         step.inputs = None  # with `consumers` a cycle, which would keep the graph from being freed
+    for step in order:
         if step.is_wanted and not step.is_done:
             _pull(step, differentiable)
 

@@ -758,13 +758,13 @@ def _check_labels(scores, labels, axis, operation):
             f"{operation}: scores of shape {scores.shape} with classes on axis {axis} need labels "
             f"of shape {expected}, got {labels.shape}"
         )
-    own = labels.astype(np.intp)
-    if np.maximum.reduce(own.view(np.uintp), None) >= shape[axis]:  # negative ones become large
+    own = labels.astype(np.int64)
+    if np.maximum.reduce(own.view(np.uint64), None) >= shape[axis]:  # negative ones become large
         raise IndexError(
             f"{operation}: labels must be 0 to {shape[axis] - 1}, got {labels.min()} to "
             f"{labels.max()}"
         )
-    return axis, own
+    return axis, own.astype(np.intp, copy=False)
 
 
 def _one_axis(axis, ndim, operation):

@@ -1666,6 +1666,29 @@ def test_gradients_by_wrt_do_not_keep_the_graph_alive(no_collector):
     assert np.allclose(gradients[x], np.exp([1, 2]))
 
 
+@pytest.mark.parametrize("options", [{}, {"wrt": True}, {"differentiable": True}])
+def test_a_graph_is_freed_after_an_error_in_a_rule(options, no_collector):
+    def fail(g, y, a):
+        raise ValueError("no gradient")
+
+    @sp.primitive
+    def broken(a):
+        return np.tanh(a), fail
+
+    x = sp.Variable([1.0, 2.0])
+    y = sp.tanh(broken(sp.tanh(sp.tanh(x))))
+    reference = weakref.ref(x)
+    if options.get("wrt"):
+        options = {"wrt": [x]}
+    try:
+        sp.get_gradients(y, **options)[x]
+        pytest.fail("no error")
+    except ValueError as error:
+        assert "no gradient" in str(error)
+    del x, y, options
+    assert reference() is None
+
+
 def test_a_long_chain_is_freed_without_recursion(no_collector):
     x = y = sp.Variable(1.0)
     for _ in range(100_000):
@@ -1734,3 +1757,22 @@ def test_one_element_is_a_number():
     assert int(v) == 2 and f"{v:.2f}" == "2.50" and f"{v}" == repr(v)
     with pytest.raises((TypeError, ValueError)):
         f"{sp.Variable(np.ones(2)):.2f}"
+
+
+# ----------------------------------------------------------------------------------- odd Variables
+
+
+def test_what_stands_in_for_a_variable_is_no_constant():
+    x = sp.Variable(np.ones((2, 3)))
+    with pytest.raises(TypeError):
+        sp.get_gradients(x * weakref.proxy(x))
+
+
+def test_a_variable_without_an_array_is_refused():
+    class Forgetful(sp.Variable):
+        def __init__(self):
+            pass
+
+    for use in (lambda v: v.array, lambda v: v + 1, repr):
+        with pytest.raises(AttributeError):
+            use(Forgetful())
