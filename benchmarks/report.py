@@ -425,6 +425,11 @@ def _zoo(report: dict) -> Iterator[str]:
             [[name_of(row), why(row), *_figures(row)] for row in slow],
             left=2,
         )
+        yield (
+            "Where others share the machine, some of these are others in the next run: `--only` "
+            "measures a row again."
+        )
+        yield ""
     yield f"<details><summary>All {len(rows)}</summary>"
     yield from table(
         ["operation", "ratio", "us", "fastest us", "fastest"],
