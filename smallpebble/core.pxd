@@ -10,19 +10,19 @@ cdef class _Fields:
 
 
 cdef class _Traits:
-    cdef public object function, names, operation
+    cdef public object function, names
     cdef public Py_ssize_t operands
     cdef public bint is_own, linear, waits
 
 
 cdef class _Node:
-    cdef public object inputs, operation, rules, values, y
+    cdef public object inputs, rules, values, y
     cdef public _Traits traits
     cdef public bint held
 
 
 cdef class Later:
-    cdef public object _array, arguments, compute, dtype, operation, shape, values, worth
+    cdef public object _array, arguments, compute, dtype, shape, values, worth
     cdef public _Traits traits
     cdef public Py_ssize_t n
 

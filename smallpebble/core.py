@@ -285,7 +285,7 @@ class _Node:
     `held` says that nobody can write into those arrays any more (see Later).
     """
 
-    __slots__ = ("held", "inputs", "operation", "rules", "traits", "values", "y")
+    __slots__ = ("held", "inputs", "rules", "traits", "values", "y")
 
     @property
     def pairs(self):
@@ -297,8 +297,7 @@ class _Node:
 
 def _recorded(traits, inputs, values, rules, y, held):
     node = _Node.__new__(_Node)
-    node.traits, node.operation = traits, traits.operation
-    node.inputs, node.values, node.rules = inputs, values, rules
+    node.traits, node.inputs, node.values, node.rules = traits, inputs, values, rules
     node.y, node.held = y, held
     return node
 
@@ -396,7 +395,6 @@ def primitive(
     def operation(*args, **kwargs):
         return _operate(traits, args, kwargs)
 
-    traits.operation = operation
     operation.traits = traits
     return operation
 
@@ -404,7 +402,7 @@ def primitive(
 class _Traits:
     """What `primitive` was told about an operation."""
 
-    __slots__ = ("function", "is_own", "linear", "names", "operands", "operation", "waits")
+    __slots__ = ("function", "is_own", "linear", "names", "operands", "waits")
 
     def __init__(self, function, names, operands, linear, waits, is_own):
         self.function = function
@@ -413,7 +411,6 @@ class _Traits:
         self.linear = linear
         self.waits = waits
         self.is_own = is_own
-        self.operation = None
 
 
 def _operate(traits, args, kwargs):
@@ -932,7 +929,7 @@ def _as_gradient(g):
 def _fitting(g, value: np.ndarray, rule, node):
     """A gradient as a rule returned it, checked and taken into the shape and dtype of `value`."""
     g = _as_gradient(g)
-    name = "local_gradients" if type(rule) is _Function else node.operation.__name__
+    name = "local_gradients" if type(rule) is _Function else node.traits.function.__name__
     if g.dtype.kind not in "fiub":
         raise TypeError(f"{name}: a rule must return a gradient of real numbers, got {g!r}")
     if g.shape != value.shape:
@@ -1001,8 +998,8 @@ class Later:
         most so many bytes of them. With more, the value is computed at once.
     """
 
-    __slots__ = ("_array", "arguments", "compute", "dtype", "n", "operation", "shape", "traits",
-                 "values", "worth")  # fmt: skip
+    __slots__ = ("_array", "arguments", "compute", "dtype", "n", "shape", "traits", "values",
+                 "worth")  # fmt: skip
 
     def __init__(self, compute: Callable, shape: tuple, dtype: np.dtype, worth: int = 0) -> None:
         self.compute = compute
@@ -1032,8 +1029,7 @@ class Later:
             if not is_exposed and isinstance(a, Variable):
                 a._lent = True
         held = [value.copy() if e else value for value, e in zip(values, exposed)]
-        self.traits, self.operation = traits, traits.operation
-        self.arguments, self.n = args, n
+        self.traits, self.arguments, self.n = traits, args, n
         self.values = [*held, *values[n:]]
         return True
 
@@ -1061,7 +1057,7 @@ def _recorded_later(later, rules):
 def not_computed(v, operation) -> Later | None:
     """The Later of `v` if it is one of `operation`, and nobody has needed its value so far."""
     later = v._held if isinstance(v, Variable) else None
-    if type(later) is not Later or later.operation is not operation or later.values is None:
+    if type(later) is not Later or later.traits is not operation.traits or later.values is None:
         return None
     return later
 

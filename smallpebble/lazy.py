@@ -50,7 +50,39 @@ class Lazy:
         AssignmentError
             A node has no arguments, or a placeholder no value.
         """
-        return _run(self)
+        values = {}  # id of a node -> what it returned
+        begun = set()
+        stack = [self]
+        while stack:
+            node = stack[-1]
+            key = id(node)
+            if key in values:
+                stack.pop()
+                continue
+            kind = type(node)
+            if kind is not Lazy and kind is not Placeholder and node is not self:
+                if getattr(kind, "run", None) is not Lazy.run:  # it runs in a way of its own
+                    values[key] = node.run()
+                    continue
+            arguments, keywords = node.arguments, node.keywords
+            if not arguments:
+                node._check()
+            missing = []
+            args = [_filled(a, values, missing) for a in arguments]
+            kwargs = keywords and {
+                name: _filled(a, values, missing) for name, a in keywords.items()
+            }
+            if missing:
+                begun.add(key)
+                for child in missing:
+                    if id(child) in begun:
+                        raise AssignmentError(
+                            f"{node!r} is its own argument, perhaps through others."
+                        )
+                stack.extend(reversed(missing))
+                continue
+            values[key] = node.function(*args, **kwargs) if kwargs else node.function(*args)
+        return values[id(self)]
 
     def _check(self) -> None:
         if not self._is_called and not self.arguments:
@@ -59,39 +91,6 @@ class Lazy:
     def __repr__(self) -> str:
         name = getattr(self.function, "__name__", type(self.function).__name__)
         return f"<Lazy {name}>"
-
-
-def _run(root):
-    """Each node when its arguments have values, with a loop: a graph may be deep."""
-    values = {}  # id of a node -> what it returned
-    begun = set()
-    stack = [root]
-    while stack:
-        node = stack[-1]
-        key = id(node)
-        if key in values:
-            stack.pop()
-            continue
-        kind = type(node)
-        if kind is not Lazy and kind is not Placeholder and node is not root:
-            if getattr(kind, "run", None) is not Lazy.run:  # it runs in a way of its own
-                values[key] = node.run()
-                continue
-        arguments, keywords = node.arguments, node.keywords
-        if not arguments:
-            node._check()
-        missing = []
-        args = [_filled(a, values, missing) for a in arguments]
-        kwargs = keywords and {name: _filled(a, values, missing) for name, a in keywords.items()}
-        if missing:
-            begun.add(key)
-            for child in missing:
-                if id(child) in begun:
-                    raise AssignmentError(f"{node!r} is its own argument, perhaps through others.")
-            stack.extend(reversed(missing))
-            continue
-        values[key] = node.function(*args, **kwargs) if kwargs else node.function(*args)
-    return values[id(root)]
 
 
 def _filled(argument, values, missing):

@@ -676,9 +676,10 @@ def _log_softmax_grad(g, y, axis):
 def _along(function, a, axis, operation):
     """`function` along one axis, or along several as if they were one."""
     a = _whole(a)
-    shape = a.shape
-    if type(axis) is int and -len(shape) <= axis < len(shape) and shape[axis]:
-        return function(a, axis % len(shape))
+    if type(axis) is int:
+        axis = _one_axis(axis, a.ndim, operation)
+        if a.shape[axis]:
+            return function(a, axis)
     axes = normalize_axes(axis, a.ndim, operation)
     if not axes:
         raise ValueError(f"{operation}: a scalar has no axis")
@@ -871,7 +872,7 @@ def cross_entropy(y_pred: Operand, y_true: Operand, axis: int = -1) -> Variable:
 def _logits_of(y_pred, axis):
     """What `softmax` along `axis` was given to make `y_pred`, if that is what it still holds."""
     node = getattr(y_pred, "_node", None)
-    if getattr(node, "operation", None) is not _softmax or node.inputs[1] != axis:
+    if getattr(node, "traits", None) is not _softmax.traits or node.inputs[1] != axis:
         return None
     logits = node.inputs[0]
     if not isinstance(logits, Variable) or logits.shape != y_pred.shape:
