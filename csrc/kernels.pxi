@@ -1294,9 +1294,9 @@ def take(a, indices):
 
 
 cdef bint is_common_step(list parameters, list gradients, list means, list variances, list steps):
-    """Whether there is nothing to refuse, for ndarrays of float32 or float64, at no cost.
+    """Whether these are ndarrays of float32 or float64 that `_check_adam_step` would not refuse.
 
-    What is False is left to `_check_adam_step` of the reference, and to its words.
+    That one is asked only if not: it takes longer than a step of few numbers.
     """
     cdef Py_ssize_t i, j, k, n = len(steps)
     if not len(parameters) == len(gradients) == len(means) == len(variances) == n:
@@ -1304,7 +1304,7 @@ cdef bint is_common_step(list parameters, list gradients, list means, list varia
     for i in range(n):
         first = parameters[i]
         for k, one in enumerate((first, gradients[i], means[i], variances[i])):
-            if type(one) is not ndarray or type(first) is not ndarray or k > 1 and not can_write(one):
+            if type(one) is not ndarray or k > 1 and not can_write(one):
                 return False
             if dtype_of(one) is not FLOAT32 and dtype_of(one) is not FLOAT64:
                 return False

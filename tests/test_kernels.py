@@ -1,6 +1,7 @@
 """Every kernel on every tier: right on all sizes and layouts, and not to be broken by arguments."""
 
 import copy
+import itertools
 import math
 import pickle
 import warnings
@@ -321,6 +322,19 @@ def test_every_layout(tier, kernel, dtype):
                 else:
                     assert len(got) == len(want), where
                     assert all(same_bits(a, b) for a, b in zip(got, want)), where
+
+
+@both_dtypes
+def test_small_products_have_the_bits_of_large_ones(compiled, dtype):
+    """So that a batch has the same bits whether or not it is computed as one product."""
+    rng = rng_for("small products")
+    for m, k, n in itertools.product((1, 2, 3, 8), range(1, 10), (1, 2, 3, 8)):
+        tall, b, bias = (rng.standard_normal(s).astype(dtype) for s in ((300, k), (k, n), (n,)))
+        for row in ((), (bias,)):
+            want = compiled.matmul(tall, b, *row)[:m]
+            for a in (tall[:m].copy(), np.asfortranarray(tall[:m])):
+                for other in (b, np.asfortranarray(b)):
+                    assert same_bits(compiled.matmul(a, other, *row), want.copy()), (m, k, n)
 
 
 @both_dtypes
