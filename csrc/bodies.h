@@ -1,5 +1,6 @@
 /* The kernel bodies, in an order in which each knows what it uses. Included once per REAL. */
 #include "tile.inc"
+#include "sparse.inc"
 #include "matmul.inc"
 #include "pooling.inc"
 #include "conv2d.inc"

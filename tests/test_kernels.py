@@ -337,6 +337,70 @@ def test_small_products_have_the_bits_of_large_ones(compiled, dtype):
                     assert same_bits(compiled.matmul(a, other, *row), want.copy()), (m, k, n)
 
 
+def _with_zeros(rng, dtype, m, k, across):
+    """A matrix that matmul takes for one of zeros, its rows or columns contiguous."""
+    (a, _) = KERNELS["matmul"].make(((m, k), (k, 1), across, False, False, True), rng, dtype)
+    return a
+
+
+@both_dtypes
+@pytest.mark.parametrize("across", (False, True), ids=("rows", "columns"))
+def test_zeros_that_are_left_out_change_no_bits(compiled, dtype, across):
+    """Beside many rows without zeros, products with 0 are not left out."""
+    rng = rng_for("zeros", across)
+    shapes = ((63, 300, 96), (63, 1300, 137), (200, 784, 100), (60, 40, 2100), (61, 129, 130))
+    for m, k, n in shapes:
+        a = _with_zeros(rng, dtype, m, k, across)
+        b, bias = (rng.standard_normal(shape).astype(dtype) for shape in ((k, n), (n,)))
+        full = np.concatenate([a, np.ones((7 * m, k), dtype)])
+        full = np.asfortranarray(full) if across else full
+        for row in ((), (bias,)):
+            want = compiled.matmul(full, b, *row)[:m].copy()
+            assert same_bits(compiled.matmul(a, b, *row), want), (m, k, n)
+
+
+@both_dtypes
+@pytest.mark.parametrize("across", (False, True), ids=("rows", "columns"))
+def test_zeros_times_what_is_not_finite(compiled, dtype, across, set_num_threads):
+    """They are left out, and found to be no zeros of the product: so it is formed once more."""
+    pool = pytest.importorskip("smallpebble.kernels._pool")
+    set_num_threads(2)
+    rng = rng_for("zeros", across)
+    m, k, n = 200, 784, 100
+    a = _with_zeros(rng, dtype, m, k, across)
+    a[:, 5] = 0
+    b = rng.standard_normal((k, n)).astype(dtype)
+    before = pool.jobs()
+    compiled.matmul(a, b)
+    jobs = pool.jobs() - before
+    for odd in (np.nan, np.inf, -np.inf):
+        for column in (0, n - 1):
+            other = b.copy()
+            other[5, column] = odd
+            before = pool.jobs()
+            got = compiled.matmul(a, other)
+            assert pool.jobs() - before > jobs
+            assert np.isnan(got[:, column]).all()
+            assert np.isfinite(np.delete(got, column, 1)).all()
+
+
+@both_dtypes
+def test_numbers_that_are_not_finite_among_zeros(tier, dtype):
+    rng = rng_for("zeros")
+    a, b = _with_zeros(rng, dtype, 200, 300, False), np.ones((300, 100), dtype)
+    a[0, :], a[199, :], a[100, :] = 0, 0, -0.0
+    a[0, 7], a[199, 299], a[100, 0], a[50, 50] = np.nan, np.inf, -np.inf, np.finfo(dtype).tiny / 4
+    for each in (a, np.asfortranarray(a)):
+        got = tier.matmul(each, b)
+        assert np.isnan(got[0]).all()
+        assert (got[199] == np.inf).all()
+        assert (got[100] == -np.inf).all()
+        assert np.isfinite(np.delete(got, (0, 100, 199), 0)).all()
+    alone = np.zeros_like(a)
+    alone[31, 17] = -np.finfo(dtype).tiny / 4  # subnormal, and no zero
+    assert (tier.matmul(alone, b * 4)[31] == -np.finfo(dtype).tiny).all()
+
+
 @both_dtypes
 def test_matmul_of_overlapping_windows(tier, dtype):
     """Operands whose rows share memory, as of `numpy.lib.stride_tricks.sliding_window_view`."""

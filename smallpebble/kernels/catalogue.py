@@ -722,8 +722,9 @@ def _pair_work(a, b):
     return a.nbytes + b.nbytes + y, "byte"
 
 
-# Products: (shape of a, shape of b, a transposed, b transposed); shapes are those of the product's
-# operands, and "transposed" that their memory is laid out the other way round.
+# Products: (shape of a, shape of b, a transposed, b transposed, a bias, a mostly zeros); shapes are
+# those of the product's operands, and "transposed" that their memory is laid out the other way round.
+# What is not said is False.
 _PRODUCTS = (
     ((7, 9), (9, 11)),
     ((2, 5, 6), (2, 6, 7)),
@@ -759,6 +760,10 @@ _PRODUCTS = (
     ((13, 2100), (2100, 17), True, False),
     ((5, 8193), (8193, 3)),
     ((50, 17000), (17000, 20), True, True),
+    # mostly zeros on the left
+    ((63, 1500), (1500, 137), False, False, False, True),
+    ((251, 130), (130, 67), True, False, False, True),
+    ((29, 41), (41, 2100), False, False, False, True),
     # vectors
     ((5,), (5,)),
     ((65,), (65,)),
@@ -788,28 +793,36 @@ _PRODUCTS = (
     ((0, 2, 3), (3, 4)),
     ((2, 3, 0), (2, 0, 4)),
 )
+_PLAIN = (False,) * 4
 _BIASED = tuple(
-    (a, b, *(*transposed, False, False)[:2], True) for a, b, *transposed in _PRODUCTS if len(b) > 1
+    (a, b, *(*options, *_PLAIN)[:2], True, (*options, *_PLAIN)[3])
+    for a, b, *options in _PRODUCTS
+    if len(b) > 1
 )
 _PRODUCTS_BENCH = (
     ((200, 784), (784, 100), False, False, True),
+    ((200, 784), (784, 100), False, False, True, True),
     ((200, 100), (100, 784), False, True),
     ((784, 200), (200, 100), True, False),
+    ((784, 200), (200, 100), True, False, False, True),
     ((200, 100), (100, 100), False, False),
     ((512, 512), (512, 512), False, False),
 )
 
 
-def _product_label(a, b, a_transposed=False, b_transposed=False, biased=False):
+def _product_label(a, b, a_transposed=False, b_transposed=False, biased=False, zeros=False):
     factors = f"{_text(a)}{'t' * a_transposed} @ {_text(b)}{'t' * b_transposed}"
-    return factors + " + bias" * biased
+    return factors + " + bias" * biased + ", zeros" * zeros
 
 
 def _matmul(spec, rng, dtype):
     a, b, *options = spec
-    a_transposed, b_transposed, biased = (*options, False, False, False)[:3]
+    a_transposed, b_transposed, biased, zeros = (*options, *_PLAIN)[:4]
     a, b = _real(rng, dtype, *a), _real(rng, dtype, *b)
     bias = (_real(rng, dtype, b.shape[-1]),) if biased else ()
+    if zeros:  # some alone, and most in columns through 30 rows: of either sign
+        blocks = rng.integers(10, size=(-(-len(a) // 30), a.shape[1])) < 3
+        a *= np.repeat(blocks, 30, axis=0)[: len(a)] & (rng.integers(10, size=a.shape) < 8)
     if a_transposed:
         a = np.ascontiguousarray(a.swapaxes(-1, -2)).swapaxes(-1, -2)
     if b_transposed:
