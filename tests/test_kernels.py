@@ -396,9 +396,12 @@ def test_numbers_that_are_not_finite_among_zeros(tier, dtype):
         assert (got[199] == np.inf).all()
         assert (got[100] == -np.inf).all()
         assert np.isfinite(np.delete(got, (0, 100, 199), 0)).all()
-    alone = np.zeros_like(a)
-    alone[31, 17] = -np.finfo(dtype).tiny / 4  # subnormal, and no zero
-    assert (tier.matmul(alone, b * 4)[31] == -np.finfo(dtype).tiny).all()
+    small = np.finfo(dtype).smallest_subnormal
+    for place in ((31, 17), (59, 0), (0, 299)):
+        alone = np.zeros_like(a)
+        alone[place] = -small
+        for each in (alone, np.asfortranarray(alone)):
+            assert (tier.matmul(each, b * 4)[place[0]] == -4 * small).all(), place
 
 
 @both_dtypes
