@@ -722,9 +722,9 @@ def _pair_work(a, b):
     return a.nbytes + b.nbytes + y, "byte"
 
 
-# Products: (shape of a, shape of b, a transposed, b transposed, a bias, a mostly zeros), the last four
-# False if not said; shapes are those of the product's operands, and "transposed" that their memory is
-# laid out the other way round.
+# Products: (shape of a, shape of b, a transposed, b transposed, a bias, a mostly zeros), the last
+# four False if not said; shapes are those of the product's operands, and "transposed" that their
+# memory is laid out the other way round.
 _PRODUCTS = (
     ((7, 9), (9, 11)),
     ((2, 5, 6), (2, 6, 7)),
