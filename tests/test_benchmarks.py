@@ -60,8 +60,10 @@ def test_training_beside_itself(tmp_path):
     peer = f"smallpebble={interpreter(tmp_path)}"
     args = ["--only", "mlp float64 1", "--steps", 2, "--peer", peer]
     report, said = run("training", *args, cwd=tmp_path)
-    (setting,) = report["settings"]
+    setting, without = report["settings"]
     assert setting["name"] == "readme_mlp float64 1 thread"
+    assert without["name"] == "readme_mlp float64 1 thread without zeros"
+    assert without["targets"] is None
     assert setting["targets"] == [0.65, 0.51]
     assert len(setting["contenders"]) == 2
     for mine in setting["contenders"].values():
@@ -82,10 +84,13 @@ def test_training_beside_itself(tmp_path):
 def test_training_on_real_images(tmp_path):
     rng = np.random.default_rng(0)
     X, y = rng.integers(0, 256, (50, 784), np.uint8), np.arange(50, dtype=np.uint8) % 10
+    X[:, 300:] = 0
     np.savez(tmp_path / "mnist.npz", X_train=X, y_train=y, X_test=X, y_test=y)
     args = ["--only", "mlp float32 1", "--steps", 1, "--data", "."]
     report, _ = run("training", *args, cwd=tmp_path)
-    assert report["settings"][0]["contenders"]["SmallPebble"]["train_ms"] > 0
+    with_zeros, without = (one["contenders"]["SmallPebble"] for one in report["settings"])
+    assert with_zeros["train_ms"] > 0
+    assert with_zeros["losses"] != without["losses"]  # of other images
 
 
 def test_zoo(tmp_path):
