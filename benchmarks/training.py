@@ -2,10 +2,10 @@
 
 One unit of work is a training step and the evaluation of another batch. A net is trained in float32
 and float64, with two threads and with one, and the CNN in float32 with SmallPebble's AVX2 kernels
-as well. Four fifths of MNIST's pixels are 0, which SmallPebble's products leave out: the MLP is also
-trained on images where these are 1/255.
-Contenders (see `contest.py`) get the same batches and the same initial parameters, and
-their first losses and the classes that they find are compared. From the root of a checkout::
+as well. Four fifths of MNIST's pixels are 0, and SmallPebble's products leave these out: the MLP is
+also trained on images that have 1/255 there. Contenders (see `contest.py`) get the same batches and
+the same initial parameters, and their first losses and the classes that they find are compared.
+From the root of a checkout::
 
     PYTHONPATH=. python benchmarks/training.py --data FOLDER --json training.json \\
         --peer torch=TORCH/bin/python --peer jax=JAX/bin/python --peer tensorflow=TF/bin/python
