@@ -25,6 +25,8 @@
 #undef BOTH_WAYS
 #undef BY_SIZE
 #undef PICKED
+#undef INTEGERS
+#undef LISTED_TILE
 #undef TILES_TO_5
 #undef TILES_TO_8
 #undef TILES_TO_12
