@@ -263,10 +263,14 @@ def _training(report: dict) -> Iterator[str]:
     yield ""
     yield (
         "The README's two nets. A unit is a training step and the evaluation of another batch; "
-        "milliseconds, medians, everybody in turn. The goals are ratios. Four fifths of the MLP's "
-        "pixels are 0, as MNIST's images have them, and SmallPebble's products leave these out: "
-        f"{training.NO_ZEROS!r} has the same images with 1/255 there."
+        "milliseconds, medians, everybody in turn. The goals are ratios."
     )
+    if any(one.get("pixels") for one in settings):
+        yield ""
+        yield (
+            "Four fifths of the MLP's pixels are 0, as MNIST's images have them, and SmallPebble's "
+            f"products leave these out: {training.NO_ZEROS!r} has the same images with 1/255 there."
+        )
     yield from table(
         ["net", "dtype", "threads", "kernels", *names, "ratio", "goal", "further goal"],
         [
