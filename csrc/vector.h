@@ -17,10 +17,13 @@
 
 /* Register tiles: ROWS_V is the most rows whose accumulators, V vectors each, stay in registers
  * together with V vectors of the right-hand side and one broadcast number.
+ * WINOGRAD_TILES: about so many tiles at once, so that their points and the products of a panel stay
+ * in L2; of narrow panels there may be more.
  * PICKED_COST is the time of a product in picked.inc, which loads a vector for each, beside that of
  * one in a tile. */
 #if defined(__AVX512F__)
 #define VECTOR_BYTES 64
+#define WINOGRAD_TILES 48
 #define PICKED_COST 2.5
 #define TILE_VECTORS 4
 #define ROWS_1 12
@@ -29,6 +32,7 @@
 #define ROWS_4 6
 #elif defined(__AVX2__)
 #define VECTOR_BYTES 32
+#define WINOGRAD_TILES 64
 #define PICKED_COST 1.25
 #define TILE_VECTORS 2
 #define ROWS_1 12
@@ -37,6 +41,7 @@
 #define ROWS_4 0
 #elif defined(__ARM_NEON)
 #define VECTOR_BYTES 16
+#define WINOGRAD_TILES 64
 #define PICKED_COST 1.25
 #define TILE_VECTORS 4
 #define ROWS_1 12
@@ -45,6 +50,7 @@
 #define ROWS_4 6
 #else
 #define VECTOR_BYTES 16
+#define WINOGRAD_TILES 64
 #define PICKED_COST 1.25
 #define TILE_VECTORS 2
 #define ROWS_1 12
