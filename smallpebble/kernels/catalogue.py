@@ -760,6 +760,8 @@ _PRODUCTS = (
     ((13, 2100), (2100, 17), True, False),
     ((5, 8193), (8193, 3)),
     ((50, 17000), (17000, 20), True, True),
+    # a few rows beside a large b
+    ((23, 300), (300, 1001)),
     # mostly zeros on the left
     ((63, 1500), (1500, 137), False, False, False, True),
     ((251, 130), (130, 67), True, False, False, True),
