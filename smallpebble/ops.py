@@ -879,7 +879,8 @@ def _logits_of(y_pred, axis):
         return None
     if not (y_pred._private and logits._private):  # somebody may have written into an array
         again = kernels.softmax(_inexact(logits._array), axis)
-        if not np.array_equal(again, y_pred._array, equal_nan=True):
+        same = np.array_equal(again, y_pred._array)
+        if not same and not np.array_equal(again, y_pred._array, equal_nan=True):
             return None
     return logits
 
