@@ -581,7 +581,7 @@ def conv2d_maxpool2d_grad_images(g, codes, kernels, window, pool, alpha=1.0):
         misfit(name, (g, codes, kernels))
     s.n, s.c, s.m = x.view.shape[0], k.view.shape[2], k.view.shape[3]
     known_codes(i, &s, &p, real, name)
-    # The direct kernel takes tiles over the batch, so it needs the whole array.
+    # The direct kernel reads each output for many pixels, so it needs the whole array.
     if not s.m or not s.c or not pools_at_once(&s, real) or not use_winograd(&s, False, True):
         return conv2d_grad_images(unpooled(x.array, i.array, pool, alpha), kernels, window)
     y = fresh((s.n, s.h, s.w, s.c), REALS[real])

@@ -131,6 +131,13 @@ INLINE void cells_of(ptrdiff_t o, ptrdiff_t size, ptrdiff_t kernel, ptrdiff_t st
     *last = most(*first, least(kernel, size - origin));
 }
 
+/* How many outputs on an axis see all cells of their windows. */
+INLINE ptrdiff_t inner_outputs(ptrdiff_t outputs, ptrdiff_t size, ptrdiff_t kernel, ptrdiff_t stride,
+                               ptrdiff_t before) {
+    const ptrdiff_t last = size - kernel + before; /* where such a window may begin at most */
+    return last < 0 ? 0 : most(0, least(outputs, last / stride + 1) - ceil_div(before, stride));
+}
+
 /* The longest span of outputs from `begin`, before `end`, that all see the same cells. */
 INLINE span span_from(ptrdiff_t begin, ptrdiff_t end, ptrdiff_t size, ptrdiff_t kernel,
                       ptrdiff_t stride, ptrdiff_t before) {
@@ -142,6 +149,17 @@ INLINE span span_from(ptrdiff_t begin, ptrdiff_t end, ptrdiff_t size, ptrdiff_t 
         if (first != s.first || last != s.last) break;
     }
     return s;
+}
+
+/* The cells first, first + stride, ... of a window of `kernel` cells on an axis: how many they are,
+ * and how many those of phases before. */
+typedef struct {
+    ptrdiff_t cells, before;
+} phase;
+
+INLINE phase phase_of(ptrdiff_t first, ptrdiff_t kernel, ptrdiff_t stride) {
+    const ptrdiff_t before = part(kernel, stride, first);
+    return (phase){part(kernel, stride, first + 1) - before, before};
 }
 
 #endif

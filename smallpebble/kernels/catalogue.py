@@ -366,6 +366,9 @@ _CONVOLUTIONS = (
     (1, 17, (62, 20, 3, 3, 1, 1, "SAME"), 19),
     (2, 20, (9, 8, 5, 5, 1, 1, "SAME"), 3),  # kernels beyond whole vectors
     (2, 20, (9, 8, 5, 5, 1, 1, "SAME"), 36),
+    (3, 17, (9, 8, 5, 5, 2, 2, "SAME"), 20),
+    (1, 4200, (3, 2, 2, 1, 1, 1, "SAME"), 16),  # weights beyond the cache, in parts
+    (1, 16, (3, 2, 2, 1, 1, 1, "SAME"), 4200),
 )
 
 
