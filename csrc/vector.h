@@ -76,6 +76,10 @@ INLINE ptrdiff_t shares(double bytes, int threads) {
     return threads == 1 || bytes < 1.6e7 * threads ? threads : 8 * threads;
 }
 
+/* How many things a worker has for `count`, so that what two workers write is in different pairs of
+ * lines of memory: one would else wait for the other's. */
+INLINE ptrdiff_t apart(ptrdiff_t count) { return ceil_div(count, 32) * 32; }
+
 /* Memory that is read soon, in up to three places: a kernel that is busy with products fetches it
  * meanwhile, a little at a time. What is read in strides would else be waited for line by line. */
 typedef struct {

@@ -367,6 +367,11 @@ _CONVOLUTIONS = (
     (2, 20, (9, 8, 5, 5, 1, 1, "SAME"), 3),  # kernels beyond whole vectors
     (2, 20, (9, 8, 5, 5, 1, 1, "SAME"), 36),
     (3, 17, (9, 8, 5, 5, 2, 2, "SAME"), 20),
+    # few channels or kernels: windows out of columns of pixels
+    (5, 1, (12, 12, 5, 5, 1, 1, "SAME"), 6),
+    (5, 1, (12, 13, 3, 3, 1, 1, "VALID"), 32),
+    (3, 2, (11, 19, 5, 4, 2, 3, "SAME"), 7),
+    (3, 7, (12, 10, 5, 5, 1, 1, "SAME"), 5),
     (1, 4200, (3, 2, 2, 1, 1, 1, "SAME"), 16),  # weights beyond the cache, in parts
     (1, 16, (3, 2, 2, 1, 1, 1, "SAME"), 4200),
 )
