@@ -70,8 +70,7 @@ REASONS = {
     "tiny 1x8x8x3": _CALL,
     "matmul 1x784 784x100": "One row: each number of the matrix is used once, by one thread.",
     "matmul 16x4096 4096x4096, forward": (
-        "Each number of b is used for 16 rows only, so memory decides; b is read in place, a panel "
-        "after the other, in short pieces that are far apart."
+        "Each number of b is used for 16 rows only, so memory decides."
     ),
     "maxpool2d 16x29x31x13*grad images": _LANES,
     "avgpool2d*3x3 *forward": (
@@ -84,9 +83,6 @@ REASONS = {
     ),
     "LeNet 128x28x28x1 5x5 to 6 SAME, grad images": (
         "One channel: products for whole windows are added to the image in runs of five numbers."
-    ),
-    "LeNet 128x28x28x1 5x5 to 6 SAME, grad kernels": (
-        "One channel and six kernels: neither six numbers nor rows of five fill vectors."
     ),
     "LeNet 128x28x28x1 5x5 to 6 SAME, forward": "Six kernels fill less than half of a vector.",
     "shortcut*grad images": (
