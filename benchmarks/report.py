@@ -69,7 +69,7 @@ REASONS = {
     "leaky_relu 200x100": _CALL,
     "tiny 1x8x8x3": _CALL,
     "matmul 1x784 784x100": "One row: each number of the matrix is used once, by one thread.",
-    "matmul 16x4096 4096x4096, forward": "Each number of b is used for 16 rows only, so memory decides.",
+    "matmul 16x4096 4096x4096, forward": "16 rows use each number of b: memory decides.",
     "maxpool2d 16x29x31x13*grad images": _LANES,
     "avgpool2d*3x3 *forward": (
         "Overlapping windows are added up one by one, nine pixels each; sums of rows that "

@@ -13,8 +13,8 @@ the gate is for the middle one, and NumPy's own sums of the same numbers beside.
 Winograd's algorithm mixes the outputs of a tile, so its errors are relative to the largest number
 of the result, and so are those of the direct kernel that they are compared with. What is compared
 is the largest error over several shapes; for one shape the ratio of the two may be 6. It depends on
-the numbers as well: of 24 draws of shifted inputs in float32, for the gradient of the images, it was
-about 0.8 in the middle one, and 1.4 at most.
+the numbers as well: of 24 draws of shifted inputs in float32, for the gradient of the images, it
+was about 0.8 in the middle one, and 1.4 at most.
 """
 
 from __future__ import annotations
