@@ -34,6 +34,7 @@ typedef int (*matmul_function)(const pool_api *, const void *, const void *, con
                                ptrdiff_t);
 typedef int (*conv_function)(const pool_api *, const geometry *, const void *, const void *, void *,
                              const pooling *);
+typedef void (*unpool_function)(const pool_api *, const pooling *, const void *, void *);
 typedef int (*window_function)(const pool_api *, const geometry *, const void *, void *, uint8_t *,
                                double);
 typedef int (*sum_function)(const pool_api *, const void *, void *, const ptrdiff_t *);
@@ -56,6 +57,7 @@ static const conv_function winograd_grad_images_table[2] = BOTH(winograd_grad_im
 static const conv_function winograd_grad_kernels_table[2] = BOTH(winograd_grad_kernels);
 static const conv_function picked_grad_kernels_table[2] = BOTH(picked_grad_kernels);
 static const pool_body check_codes_table[2] = BOTH(check_codes_task);
+static const unpool_function unpool_table[2] = BOTH(unpool);
 static const window_function maxpool2d_table[2] = BOTH(maxpool2d);
 static const window_function maxpool2d_gather_table[2] = BOTH(maxpool2d_gather);
 static const window_function maxpool2d_scatter_table[2] = BOTH(maxpool2d_scatter);

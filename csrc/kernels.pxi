@@ -29,7 +29,7 @@ cdef extern from "kernels.h" nogil:
     ctypedef int (*matmul_function)(
         const pool_api *, const void *, const void *, const void *, void *, Py_ssize_t, Py_ssize_t,
         Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t, Py_ssize_t) noexcept
-    const int VECTOR_BYTES, CODE_SCALED
+    const int VECTOR_BYTES, CODE_SCALED, WINOGRAD_FEW
     const double PICKED_COST
     ctypedef struct pooling:
         geometry window
@@ -39,6 +39,8 @@ cdef extern from "kernels.h" nogil:
     ctypedef int (*conv_function)(
         const pool_api *, const geometry *, const void *, const void *, void *,
         const pooling *) noexcept
+    ctypedef void (*unpool_function)(
+        const pool_api *, const pooling *, const void *, void *) noexcept
     ctypedef int (*window_function)(
         const pool_api *, const geometry *, const void *, void *, uint8_t *, double) noexcept
     ctypedef int (*sum_function)(
@@ -66,6 +68,7 @@ cdef extern from "kernels.h" nogil:
     const conv_function *winograd_grad_kernels_table
     const conv_function *picked_grad_kernels_table
     const pool_body *check_codes_table
+    const unpool_function *unpool_table
     const window_function *maxpool2d_table
     const window_function *maxpool2d_gather_table
     const window_function *maxpool2d_scatter_table
@@ -357,15 +360,18 @@ cdef bint is_weights(Operand a, const geometry *s) noexcept:
     return a.view.ndim == 4 and a.view.shape[0] == s.kh and a.view.shape[1] == s.kw
 
 
-cdef bint use_winograd(const geometry *s, bint of_kernels=False, bint pooled=False) except -1:
+cdef Py_ssize_t tiles_of(const geometry *s) noexcept:
+    return ((s.oh + 2) // 3) * ((s.ow + 2) // 3)
+
+
+cdef bint use_winograd(const geometry *s, bint of_kernels=False) except -1:
     """Whether to convolve by Winograd's algorithm: where it applies, and is asked for or pays.
 
-    What is pooled at once needs more tiles, as its kernels are transformed before all else. The
-    gradient in the kernels has none to transform, but gains nothing with tiles of two outputs. The
-    choice depends on the shapes alone, so that results do not depend on the threads.
+    The gradient in the kernels has no kernels to transform, but gains nothing with tiles of two
+    outputs. The choice depends on the shapes alone, so that results do not depend on the threads.
     """
     cdef str wanted = _choice.algorithm
-    cdef Py_ssize_t tiles = ((s.oh + 2) // 3) * ((s.ow + 2) // 3)
+    cdef Py_ssize_t tiles = tiles_of(s)
     if wanted == "direct" or s.kh != 3 or s.kw != 3 or s.sy != 1 or s.sx != 1:
         return False
     if wanted == "winograd":
@@ -375,14 +381,14 @@ cdef bint use_winograd(const geometry *s, bint of_kernels=False, bint pooled=Fal
         return False
     if of_kernels:
         return s.n * tiles >= 24 and 9 * tiles <= 2 * s.oh * s.ow
-    return s.n * tiles >= (32 if pooled else 8)
+    return s.n * tiles >= 8
 
 
 cdef object convolve(conv_function *direct, conv_function *winograd, str kernel, geometry *s,
                      Operand a, Operand b, Operand y, int real, pooling *pooled=NULL):
     """Run one of the three convolutions, all of whose sizes are in `s`."""
     cdef bint of_kernels = direct == <conv_function *>conv2d_grad_kernels_table
-    cdef bint fast = use_winograd(s, of_kernels, pooled != NULL)
+    cdef bint fast = use_winograd(s, of_kernels)
     cdef conv_function function = winograd[real] if fast else direct[real]
     cdef int status = 0
     if s.n == 0 or s.c == 0 or s.m == 0:
@@ -453,8 +459,8 @@ def conv2d_grad_kernels(g, images, window):
 
 
 cdef enum:
-    POOLED_BYTES = 1 << 20  # most memory for the outputs of an image: they are to stay in the cache
-    POOLED_IMAGES = 16  # the fewest images, since each is the work of one thread
+    PICKED_IMAGES = 16  # the fewest images for sums over picked outputs, whose parts are images
+    PICKED_BYTES = 1 << 20  # most memory for the outputs of an image, which are in the cache at once
 
 
 cdef int read_pooling(object window, object pool, object alpha, geometry *s, pooling *p,
@@ -473,15 +479,15 @@ cdef int read_pooling(object window, object pool, object alpha, geometry *s, poo
     return 0
 
 
-cdef bint pools_at_once(const geometry *s, int real) noexcept:
+cdef bint pools_at_once(const geometry *s, bint of_kernels=False) except -1:
     """Whether outputs are pooled in the cache, and do not become an array. Bits do not differ.
 
     A window of one pixel is a matrix product, whose sums may have another order than tiles' have.
+    Of few tiles, the points of the kernels would be most of the work, and are done otherwise.
     """
-    if s.kh * s.kw * s.sy * s.sx == 1:
+    if s.c == 0 or s.m == 0 or s.kh * s.kw * s.sy * s.sx == 1:
         return False
-    return (s.n >= POOLED_IMAGES
-            and s.oh * s.ow <= POOLED_BYTES // s.m // REAL_BYTES[real])
+    return of_kernels or s.n * tiles_of(s) > WINOGRAD_FEW or not use_winograd(s)
 
 
 cdef bint picks_outputs(const geometry *s, const pooling *p, int real) except -1:
@@ -490,7 +496,8 @@ cdef bint picks_outputs(const geometry *s, const pooling *p, int real) except -1
 
     The order of the sums is another one than without pooling.
     """
-    if _choice.algorithm != "auto" or not s.n:
+    if (_choice.algorithm != "auto" or s.n < PICKED_IMAGES
+            or s.oh * s.ow > PICKED_BYTES // s.m // REAL_BYTES[real]):
         return False
     cdef Py_ssize_t lanes = VECTOR_BYTES // REAL_BYTES[real], run = s.kw * s.c
     cdef double all = <double>s.oh * s.ow * run
@@ -525,10 +532,14 @@ cdef object known_codes(Operand codes, const geometry *s, pooling *p, int real, 
         raise IndexError(f"{kernel}: a code names no cell of its window")
 
 
-cdef object unpooled(object g, object codes, object pool, object alpha):
+cdef object unpooled(Operand g, const geometry *s, const pooling *p, int real):
     """The gradient in the outputs of the convolution, as an array."""
-    g = g * np.where(codes < CODE_SCALED, 1, alpha).astype(g.dtype)
-    return maxpool2d_scatter(g, codes & np.uint8(CODE_SCALED - 1), pool)
+    cdef unpool_function unpool = unpool_table[real]
+    cdef Operand y = fresh((s.n, s.oh, s.ow, s.m), REALS[real])
+    if s.n and s.m:
+        with nogil:
+            unpool(pool, p, g.view.buf, y.view.buf)
+    return y.array
 
 
 def conv2d_maxpool2d(images, kernels, window, pool, alpha=1.0):
@@ -550,7 +561,7 @@ def conv2d_maxpool2d(images, kernels, window, pool, alpha=1.0):
     if not (is_image(x, &s) and is_weights(k, &s) and x.view.shape[3] == k.view.shape[2]):
         misfit(name, (images, kernels))
     s.n, s.c, s.m = x.view.shape[0], x.view.shape[3], k.view.shape[3]
-    if not s.m or not s.c or not pools_at_once(&s, real):
+    if not pools_at_once(&s):
         largest, indices = maxpool2d(conv2d(images, kernels, window), pool)
         indices += np.uint8(CODE_SCALED) * ~(largest > 0)
         return leaky_relu(largest, alpha), indices
@@ -582,8 +593,8 @@ def conv2d_maxpool2d_grad_images(g, codes, kernels, window, pool, alpha=1.0):
     s.n, s.c, s.m = x.view.shape[0], k.view.shape[2], k.view.shape[3]
     known_codes(i, &s, &p, real, name)
     # The direct kernel reads each output for many pixels, so it needs the whole array.
-    if not s.m or not s.c or not pools_at_once(&s, real) or not use_winograd(&s, False, True):
-        return conv2d_grad_images(unpooled(x.array, i.array, pool, alpha), kernels, window)
+    if not pools_at_once(&s) or not use_winograd(&s):
+        return conv2d_grad_images(unpooled(x, &s, &p, real), kernels, window)
     y = fresh((s.n, s.h, s.w, s.c), REALS[real])
     return convolve(<conv_function *>conv2d_grad_images_table,
                     <conv_function *>winograd_grad_images_table, name, &s, x, k, y, real, &p)
@@ -607,8 +618,8 @@ def conv2d_maxpool2d_grad_kernels(g, codes, images, window, pool, alpha=1.0):
         misfit(name, (g, codes, images))
     s.n, s.c, s.m = k.view.shape[0], k.view.shape[3], x.view.shape[3]
     known_codes(i, &s, &p, real, name)
-    if not s.m or not s.c or not pools_at_once(&s, real):
-        return conv2d_grad_kernels(unpooled(x.array, i.array, pool, alpha), images, window)
+    if not pools_at_once(&s, of_kernels=True):
+        return conv2d_grad_kernels(unpooled(x, &s, &p, real), images, window)
     y = fresh((s.kh, s.kw, s.c, s.m), REALS[real])
     if picks_outputs(&s, &p, real) and sum_picked(&s, x, k, y, real, &p, name):
         return y.array

@@ -234,7 +234,7 @@ def _indices(codes):
 
 def _slope(codes, alpha, dtype):
     """Of leaky_relu, by the mark in the codes of `conv2d_maxpool2d`."""
-    return np.where(codes < 128, 1, alpha).astype(dtype)
+    return np.where(codes < 128, 1.0, alpha).astype(dtype)
 
 
 @primitive(linear=True)

@@ -433,6 +433,9 @@ _POOLED = (
     (17, 3, (17, 19, 5, 5, 1, 1, "SAME"), 33, 3, 3, 3, 3, "SAME"),
     # the largest window
     (16, 1, (13, 12, 1, 1, 1, 1, "VALID"), 3, 11, 11, 12, 12, "VALID"),
+    # in bands of rows: by Winograd's algorithm, and directly
+    (1, 16, (35, 30, 3, 3, 1, 1, "SAME"), 17, 2, 2, 2, 2, "SAME"),
+    (2, 2, (63, 61, 3, 3, 1, 1, "SAME"), 33, 2, 2, 3, 3, "SAME"),
 )
 _POOLED_BENCH = tuple((*spec, 2, 2, 2, 2, "SAME") for spec in _CONVOLUTIONS_BENCH)
 _POOLED_ALPHA = 0.25  # its products are exact

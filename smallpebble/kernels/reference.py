@@ -190,7 +190,7 @@ def conv2d_maxpool2d(images, kernels, window, pool, alpha=1.0):
 def _unpool(g, codes, pool, alpha, name):
     """The gradient in the outputs of the convolution."""
     _need(_is_output(g, pool) and g.shape == codes.shape, name, g, codes)
-    slope = np.where(codes < _SCALED, 1, alpha).astype(g.dtype)
+    slope = np.where(codes < _SCALED, 1.0, alpha).astype(g.dtype)
     marks = np.where(codes < _SCALED, 0, _SCALED).astype(codes.dtype)
     return maxpool2d_scatter(g * slope, codes ^ marks, pool)
 
