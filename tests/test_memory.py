@@ -139,12 +139,20 @@ _CONVOLUTIONS = (
     (3, 130, (9, 10, 1, 1, 1, 1, "VALID"), 71),
 )
 # Few channels in the third: where pixels get nothing, only the direct algorithm says exactly 0.
-_POOLED = tuple(
-    (17, c, geometry, min(m, 65 if c < 65 else 15), 2, 2, 2, 2, "SAME")
-    for _, c, geometry, m in _CONVOLUTIONS[:3]
+_POOLED = (
+    *(
+        (17, c, geometry, min(m, 65 if c < 65 else 15), 2, 2, 2, 2, "SAME")
+        for _, c, geometry, m in _CONVOLUTIONS[:3]
+    ),
+    (2, 17, (61, 53, 3, 3, 1, 1, "SAME"), 33, 2, 2, 2, 2, "SAME"),
 )
 _POOLS = ((9, 33, (31, 29, 3, 3, 2, 2, "SAME")), (7, 65, (23, 21, 2, 2, 2, 2, "SAME")))
-_BROADCASTS = (((77, 131, 65), (131, 1)), ((1031, 129), (129,)), ((129, 1031), (129, 1)))
+_BROADCASTS = (
+    ((77, 131, 65), (131, 1)),
+    ((1031, 129), (129,)),
+    ((129, 1031), (129, 1)),
+    ((39, 131, 48), (39, 1, 48)),
+)
 _PAIRS = (
     ((1031, 333), (333,)),
     ((1031, 33), (1031, 1)),
@@ -158,6 +166,7 @@ ODD_WORK = {
         ((131, 70), (70, 517), False, True),
         ((517, 203), (203, 67), True, False),
         ((7, 65, 33), (7, 33, 129)),
+        ((7, 130), (130, 24208), False, False, True),  # read in long runs
     ),
     "conv2d": _CONVOLUTIONS,
     "conv2d_grad_images": _CONVOLUTIONS,
