@@ -434,3 +434,32 @@ def test_turns_move_on(monkeypatch):
     contest = load("contest", monkeypatch)
     made = contenders_of(contest, monkeypatch, a=Scripted(), b=Scripted(), c=Scripted())
     assert "".join(made.turns(3)) == "abcbcacab"
+
+
+def test_close_operations_are_measured_again(monkeypatch):
+    """All samples count, and those of other operations stay as they are."""
+    zoo = load("zoo", monkeypatch)
+    made = contenders_of(load("contest", monkeypatch), monkeypatch)
+    made.ours = "SmallPebble"
+    monkeypatch.setattr(made, "rivals", lambda: ["a", "b"])
+    label = zoo.ZOO[0][1]
+
+    def row(part, ours, a, b):
+        samples = {"SmallPebble": ours, "a": a, "b": b}
+        made_of = {"case": label, "part": part, "samples": samples, "differences": {"a": 0, "b": 0}}
+        zoo._compare(made_of, made)
+        return made_of
+
+    rows = [row("forward", [1.5], [1.0], [2.0]), row("grad images", [1.0], [1.0], [1.0])]
+    asked = []
+
+    def time_case(contenders, case, dtype, rounds, only):
+        asked.append((case, rounds, only))
+        return [row("forward", [0.9], [1.0], [0.8])]
+
+    monkeypatch.setattr(zoo, "time_case", time_case)
+    zoo._visit_again(made, rows, "float32", 5)
+    assert asked == [(zoo.ZOO[0][2], 5, {"forward"})] * 2
+    assert rows[0]["samples"]["SmallPebble"] == [1.5, 0.9, 0.9] and rows[0]["visits"] == 3
+    assert (rows[0]["fastest"], rows[0]["ratio"]) == ("b", 0.9 / 0.8)
+    assert rows[1]["ratio"] == 1 and "visits" not in rows[1]
