@@ -437,6 +437,7 @@ def _zoo(report: dict) -> Iterator[str]:
             [[name_of(row), why(row), *_figures(row)] for row in slow],
             left=2,
         )
+    yield ""
     yield f"<details><summary>All {len(rows)}</summary>"
     yield from table(
         ["operation", "ratio", "us", "fastest us", "fastest"],
