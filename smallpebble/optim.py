@@ -59,6 +59,9 @@ def _checked(operation: str, variables: Iterable[Variable], gradients: Mapping) 
 class Adam:
     """Adam (Kingma & Ba, 2015, arXiv:1412.6980, Algorithm 1).
 
+    The betas are not rounded to the dtype of an array: as a float32, 0.999 would in time make the
+    running mean of squares too large by 1.3e-5.
+
     Parameters
     ----------
     alpha : float

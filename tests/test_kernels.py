@@ -1484,6 +1484,23 @@ def test_adam_step_over_many_steps(tier, dtype):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
+@both_dtypes
+@pytest.mark.parametrize("beta1, beta2", [(0.9, 0.999), (0.5, 0.99999), (0.0, 0.99999999)])
+def test_adam_step_rounds_no_beta(tier, beta1, beta2, dtype):
+    """Means over thousands of gradients: a rounded beta would shift all of them one way."""
+    rng = rng_for("beta")
+    m, v = np.zeros(256, dtype), np.zeros(256, dtype)
+    m64, v64 = np.zeros(256), np.zeros(256)
+    p = np.zeros(256, dtype)
+    for t in range(1, 2001):
+        g = rng.uniform(0.5, 1.5, 256).astype(dtype)
+        tier.adam_step([p], [g], [m], [v], [t], 0.01, beta1, beta2, 1e-8)
+        m64 = beta1 * m64 + (1 - beta1) * g.astype(float)
+        v64 = beta2 * v64 + (1 - beta2) * np.square(g.astype(float))
+    for mean, wide in ((m, m64), (v, v64)):
+        assert abs(np.mean(mean / wide - 1)) <= np.finfo(dtype).eps
+
+
 def test_adam_step_with_zero_gradients(tier):
     args = adam_arguments()
     for i in (1, 2, 3):

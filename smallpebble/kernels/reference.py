@@ -410,6 +410,17 @@ def _check_adam_step(parameters, gradients, means, variances, steps):
             raise ValueError(f"adam_step: steps are integers from 1, got {t!r}")
 
 
+def _decayed(mean, beta, more):
+    """beta * mean + more, in the dtype of `mean`.
+
+    The float32 nearest to 0.999 is too large by 1.3e-5 of 1 - 0.999, and so would a mean of as many
+    numbers be. Hence beta is a number of 11 bits, just below it, and the rest. With more bits, the
+    first product could be rounded the same way in every step.
+    """
+    short = max(0.0, float(np.ceil(2048 * beta) - 1) / 2048)
+    return short * mean + ((beta - short) * mean + more)
+
+
 def adam_step(parameters, gradients, means, variances, steps, alpha, beta1, beta2, eps):
     """One step of Adam for lists of arrays (Kingma & Ba, arXiv:1412.6980, Algorithm 1).
 
@@ -419,10 +430,8 @@ def adam_step(parameters, gradients, means, variances, steps, alpha, beta1, beta
     _check_adam_step(parameters, gradients, means, variances, steps)
     new = []
     for p, g, m, v, t in zip(parameters, gradients, means, variances, steps):
-        m *= beta1
-        m += (1 - beta1) * g
-        v *= beta2
-        v += (1 - beta2) * np.square(g)
+        m[...] = _decayed(m, beta1, (1 - beta1) * g)
+        v[...] = _decayed(v, beta2, (1 - beta2) * np.square(g))
         step = alpha / (1 - beta1**t)
         y = p - step * m / (np.sqrt(v / (1 - beta2**t)) + eps)
         new.append(np.asarray(y, p.dtype))
