@@ -201,12 +201,17 @@ def machine() -> dict:
 
 
 def _processor() -> str:
+    """Its name; on x86 with family and model, as servers of several generations share a name."""
     try:
         with open("/proc/cpuinfo") as file:
-            lines = [line.partition(":")[2].strip() for line in file if "model name" in line]
-        return lines[0] if lines else platform.processor()
+            lines = (line.partition(":") for line in file.read().partition("\n\n")[0].split("\n"))
+            found = {key.strip(): value.strip() for key, _, value in lines}
     except OSError:
-        return platform.processor()
+        found = {}
+    name = found.get("model name") or platform.processor()
+    if "cpu family" in found:
+        name += f" (family {found['cpu family']}, model {found['model']})"
+    return name
 
 
 def begin(args: argparse.Namespace) -> tuple[Path | None, dict]:
