@@ -5,8 +5,8 @@ and steps of Adam. `operations.py` says what exactly is timed. Contenders (see `
 the same numbers, and what they find is compared. A sample is as many calls as take some 15 ms; the
 figure of a contender is the median, over all rounds, of a sample's time by its calls. Where arrays
 lie in memory decides some figures, and what else a machine does decides others, for seconds: at the
-end, operations that were slower than `CLOSE` of the fastest have as many rounds again, twice, with
-arrays made anew, and their medians go over all that there is. From the root of a checkout::
+end, operations that were slower than `CLOSE` of the fastest have as many rounds again, six times,
+with arrays made anew, and their medians go over all that there is. From the root of a checkout::
 
     PYTHONPATH=. python benchmarks/zoo.py --json zoo.json \\
         --peer torch=TORCH/bin/python --peer jax=JAX/bin/python --peer tensorflow=TF/bin/python
@@ -31,7 +31,7 @@ WINDOWS = ("convolution", "pooling")
 TARGETS = {True: 0.8, False: 1.0}  # geometric mean of windows, and of the rest
 LIMIT = 1.3  # of any single ratio
 CLOSE = 1.1  # a ratio that is measured again, ...
-VISITS = 3  # ... so often altogether
+VISITS = 7  # ... so often altogether
 TOLERANCE = {"float32": 1e-4, "float64": 1e-11}  # relative difference of results
 
 
