@@ -449,6 +449,7 @@ def test_close_operations_are_measured_again(monkeypatch):
     made = contenders_of(load("contest", monkeypatch), monkeypatch)
     made.ours = "SmallPebble"
     monkeypatch.setattr(made, "rivals", lambda: ["a", "b"])
+    monkeypatch.setattr(zoo, "VISITS", 3)
     label = zoo.ZOO[0][1]
 
     def row(part, ours, a, b):
