@@ -97,7 +97,7 @@ def _chain(args: argparse.Namespace) -> list[dict]:
     with contest.Contenders(args, args.threads, REQUESTS) as contenders:
         for shared in (False, True):
             case = {"kind": "chain", "a": (4,), "operations": OPERATIONS, "shared": shared}
-            (row,) = zoo.time_case(contenders, case, args.dtype, args.rounds or 9)
+            (row,) = zoo.time_case(contenders, case, args.dtype, args.rounds or 31)
             each = {name: 1e6 * s / OPERATIONS for name, s in row["seconds"].items()}
             row |= {"shared": shared, "microseconds_each": each, "target": CHAIN_TARGET}
             results.append(row)
@@ -114,6 +114,9 @@ def _chain(args: argparse.Namespace) -> list[dict]:
             print(
                 f"  at most {CHAIN_TARGET:.0f}: {'reached' if ours <= CHAIN_TARGET else 'missed'}"
             )
+            if "ratio" in row:
+                verdict = "reached" if row["ratio"] < 1 else "missed"
+                print(f"  {row['ratio']:.2f} of {row['fastest']}, round by round: {verdict}")
         contest.say_repeated(contenders.repeated)
     return results
 
@@ -176,7 +179,7 @@ def _threads(args: argparse.Namespace) -> list[dict]:
                 for contenders in (one, two):
                     parts = _prepared(contenders, contenders.ours, case, args.dtype)
                 for part, found in parts.items():
-                    row = _speedup((one, two), part, found["seconds"], args.rounds or 9)
+                    row = _speedup((one, two), part, found["seconds"], args.rounds or 21)
                     rows.append({"case": label, "part": part, **row})
                     print(
                         f"  {label:38}{part:14}{number(row['one_ms']):>8}"

@@ -2,11 +2,12 @@
 
 Convolutions of known nets and of odd sizes, poolings, sums, matrix products, activations, losses
 and steps of Adam. `operations.py` says what exactly is timed. Contenders (see `contest.py`) work on
-the same numbers, and what they find is compared. A sample is as many calls as take some 15 ms; the
-figure of a contender is the median, over all rounds, of a sample's time by its calls. Where arrays
-lie in memory decides some figures, and what else a machine does decides others, for seconds: at the
-end, operations that were slower than `CLOSE` of the fastest have as many rounds again, six times,
-with arrays made anew, and their medians go over all that there is. From the root of a checkout::
+the same numbers, and what they find is compared. A sample is as many calls as take some 15 ms.
+Times are medians over all rounds of a sample's time by its calls. The ratio is to the peer that is
+fastest by these: the median, over all rounds, of SmallPebble's sample to the peer's of the same
+round, so that a machine that is slow for seconds is slow for both. Where arrays lie in memory
+decides some figures: at the end, operations whose ratio is above `CLOSE` have as many rounds again,
+six times, with arrays made anew, and all that there is counts. From the root of a checkout::
 
     PYTHONPATH=. python benchmarks/zoo.py --json zoo.json \\
         --peer torch=TORCH/bin/python --peer jax=JAX/bin/python --peer tensorflow=TF/bin/python
@@ -223,7 +224,7 @@ def _visit_again(contenders: contest.Contenders, rows: list[dict], dtype: str, r
     """More samples, of other arrays, for the rows that are close to the limit or beyond."""
     close = [row for row in rows if row.get("ratio", 0) > CLOSE]
     if close:
-        print(f"\nAgain, for a ratio above {CLOSE}: {len(close)}; medians of all samples")
+        print(f"\nAgain, for a ratio above {CLOSE}: {len(close)}; medians of all rounds")
     cases = {label: case for _, label, case in ZOO}
     for visit in range(1, VISITS):
         for label in dict.fromkeys(row["case"] for row in close):
@@ -244,13 +245,14 @@ def _add_samples(row: dict, more: dict, contenders: contest.Contenders) -> None:
 
 
 def _compare(row: dict, contenders: contest.Contenders) -> None:
-    """Medians of the samples, and SmallPebble's over that of the fastest peer."""
+    """Medians of the samples, and of SmallPebble's over the fastest peer's, round by round."""
     samples = row["samples"]
     row["seconds"] = {name: statistics.median(some) for name, some in samples.items() if some}
     rivals = {name: row["seconds"][name] for name in contenders.rivals() if samples.get(name)}
     if rivals:
         row["fastest"] = min(rivals, key=lambda name: rivals[name])
-        row["ratio"] = row["seconds"][contenders.ours] / rivals[row["fastest"]]
+        pairs = zip(samples[contenders.ours], samples[row["fastest"]], strict=False)
+        row["ratio"] = statistics.median(ours / peer for ours, peer in pairs)
 
 
 def time_case(

@@ -311,6 +311,7 @@ def measured(kind):
         },
         "overhead": {
             "dtype": "float32", "chain": [{"shared": True, "seconds": {ours: 1, peer: 1},
+                                           "ratio": 0.71,
                                            "microseconds_each": {ours: 5.5, peer: 7.7}}],
             "batch": [{"case": "batch 1", "seconds": 0.25, "per_image": 0.25, "over_median": 1.0}],
             "threads": [{"case": "CNN 1", "part": "forward", "one_ms": 3.8, "two_ms": 2.0,
@@ -471,3 +472,16 @@ def test_close_operations_are_measured_again(monkeypatch):
     assert rows[0]["samples"]["SmallPebble"] == [1.5, 0.9, 0.9] and rows[0]["visits"] == 3
     assert (rows[0]["fastest"], rows[0]["ratio"]) == ("b", 0.9 / 0.8)
     assert rows[1]["ratio"] == 1 and "visits" not in rows[1]
+
+
+def test_ratios_are_of_the_same_round(monkeypatch):
+    """Half as slow again in every round, on a machine that is slow now and then."""
+    zoo = load("zoo", monkeypatch)
+    made = contenders_of(load("contest", monkeypatch), monkeypatch)
+    made.ours = "SmallPebble"
+    monkeypatch.setattr(made, "rivals", lambda: ["a"])
+    samples = {"SmallPebble": [1.5, 3.0, 4.0], "a": [1.0, 2.0, 1.0]}
+    row = {"part": "forward", "samples": samples}
+    zoo._compare(row, made)
+    assert row["seconds"] == {"SmallPebble": 3.0, "a": 1.0}
+    assert row["ratio"] == 1.5
