@@ -59,6 +59,7 @@ cdef object capsule = PyCapsule_New(&handler, b"mem_handler", NULL)
 def empty(tuple shape, dtype):
     """As `numpy.empty`; large arrays are aligned to 64 bytes, in memory that may be recycled."""
     cdef double nbytes = 4 if dtype is FLOAT32 else 8 if dtype is FLOAT64 else dtype.itemsize
+    cdef cnp.npy_intp size
     for size in shape:
         nbytes *= size
     if nbytes < SMALLEST:

@@ -137,9 +137,11 @@ cdef object INTP = np.dtype(np.intp)
 cdef tuple REALS = (FLOAT32, FLOAT64)
 cdef Py_ssize_t[2] REAL_BYTES = [4, 8]
 cdef object LARGEST = 2**62  # of a size
+cdef dict memory = _alloc.__dict__  # looked up there at every call, as a test may hand out its own
 
 cdef enum:
     OTHER = -1  # the dtype index of what is neither float32 nor float64
+    FEW_PRODUCTS = 16384  # of numbers: fewer take less time than to let other threads run
     HELD_AXES = 6  # of arrays that are read without the buffer protocol; patches have 6
 
 
@@ -289,7 +291,7 @@ cdef Operand write(object array, int real):
 cdef Operand fresh(tuple shape, object dtype):
     """A new, uninitialised array."""
     cdef Py_ssize_t itemsize = 4 if dtype is FLOAT32 else 8 if dtype is FLOAT64 else 0
-    return hold(_alloc.empty(shape, dtype), PyBUF_STRIDES | PyBUF_WRITABLE, itemsize)
+    return hold(memory["empty"](shape, dtype), PyBUF_STRIDES | PyBUF_WRITABLE, itemsize)
 
 
 cdef double number(object value, str what) except? -1:
@@ -1065,8 +1067,11 @@ def matmul(a, b, bias=None):
         job.m *= job.count
         job.count, job.dims = 1, 0
         job.ai, job.ak = k, 1
-    with nogil:
+    if <double>m * n * (k + 1) * job.count < FEW_PRODUCTS:
         status = run_matmul_batch(&job)
+    else:
+        with nogil:
+            status = run_matmul_batch(&job)
     return finished(status, z, "matmul")
 
 

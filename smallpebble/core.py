@@ -36,6 +36,7 @@ import numpy as np
 from numpy import ndarray
 
 _silenced: ContextVar[int] = ContextVar("smallpebble_silenced", default=0)  # no_grad blocks inside
+_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 
 
 def _is_recording() -> bool:
@@ -65,8 +66,9 @@ def _as_array(value) -> np.ndarray:
             raise TypeError("a Variable cannot hold a masked array: its mask would be lost")
         refuse_lists_of_variables(value, "Variable")
         value = np.asarray(value)
-    if value.dtype.kind not in "fiub":
-        raise TypeError(f"a Variable holds real numbers, got an array of dtype {value.dtype}")
+    dtype = value.dtype
+    if not (dtype is _FLOAT32 or dtype is _FLOAT64 or dtype.kind in "fiub"):
+        raise TypeError(f"a Variable holds real numbers, got an array of dtype {dtype}")
     return value
 
 
@@ -445,10 +447,10 @@ def _operate(traits, args, kwargs):
     returned = function(*values, **kwargs) if kwargs else function(*values)
     if type(returned) is not tuple or not returned:
         raise TypeError(f"{function.__name__} must return a tuple: its value, then its rules")
-    y, rules = returned[0], returned[1:]
+    y = returned[0]
     if not n_variables:
         return y.value(values) if type(y) is Later else y
-    n = len(rules)
+    n = len(returned) - 1  # rules
     if len(args) > n or kwargs:
         for variable in (*args[n:], *kwargs.values()):
             if isinstance(variable, Variable):
@@ -458,7 +460,7 @@ def _operate(traits, args, kwargs):
                 )
     if type(y) is Later:
         if y.hold(traits, args, values, n):
-            return _made(y, True, _recorded_later(y, rules))
+            return _made(y, True, _recorded_later(y, returned[1:]))
         y = y.value(values)
     y = _as_array(y)
     alone = y.base is None
@@ -470,7 +472,7 @@ def _operate(traits, args, kwargs):
     node = None
     if not _silenced.get():
         values = values if len(values) == n else values[:n]
-        node = _recorded(traits, args, values, rules, y, False)
+        node = _recorded(traits, args, values, returned[1:], y, False)
     return _made(y, alone and traits.is_own, node)
 
 
