@@ -247,6 +247,7 @@ def test_resized_arrays_keep_their_numbers():
         assert used() == 0
 
 
+@pytest.mark.filterwarnings("ignore:Setting the (shape|dtype):DeprecationWarning")
 def test_every_other_way_to_end_an_array():
     """What takes the memory over, or refers to it, keeps it."""
     array = new(100_000, 3)
