@@ -747,6 +747,20 @@ def test_bench_sees_a_wrong_kernel(monkeypatch, tmp_path):
     assert errors["error"] > 1e-4
 
 
+@pytest.mark.parametrize("dtype", [np.dtype(np.float32), np.dtype(np.float64)], ids=str)
+@pytest.mark.parametrize("long", [False, True])
+def test_bench_judges_every_kernel(long, dtype):
+    """Those with several results, and those whose large cases are judged in float64, too."""
+    from smallpebble.cli import bench as module
+    from smallpebble.kernels import catalogue
+
+    for kernel in catalogue.KERNELS.values():
+        args = kernel.make(kernel.specs[-1], np.random.default_rng(0), dtype)
+        function = getattr(sp.kernels, kernel.name)
+        errors = module._errors(kernel, function, args, dtype, long)
+        assert errors["error_of_bound"] <= 1, kernel.name
+
+
 def test_bench_of_a_net(tmp_path, capsys):
     args = ["--only", "readme_mlp", "--rounds", "2", "--dtype", "float64"]
     report = bench(tmp_path, *args)

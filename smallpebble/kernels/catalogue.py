@@ -97,21 +97,22 @@ class WholeNumbers:
         return self.integers(-8, 9, shape).astype(np.float64)
 
 
-def expect(kernel, args, dtype, whole=False):
+def expect(kernel, args, dtype, whole=False, wide=None):
     """(value, allowed error) for every result of `kernel`, from its oracle in a wider dtype.
 
-    The allowed error is None where bits must agree. `whole` says that `args` were drawn from
-    `WholeNumbers`, so that a kernel which is exact on these is allowed no error.
+    Which one that is, `wide` may say. The allowed error is None where bits must agree. `whole` says
+    that `args` were drawn from `WholeNumbers`, so that a kernel which is exact on these is allowed
+    no error.
     """
     if kernel.bound is None:
         return [(value, None) for value in kernel.run(kernel.oracle, args)]
-    wide = np.dtype(np.float64 if np.finfo(dtype).bits < 64 else np.longdouble)
+    wide = np.dtype(wide or (np.float64 if np.finfo(dtype).bits < 64 else np.longdouble))
     with np.errstate(all="ignore"):
         values = kernel.run(kernel.oracle, _as_float(args, wide))
         if whole and kernel.whole:
             return [(value, np.zeros(value.shape)) for value in values]
         bounds = flat([kernel.bound(_as_float(args, np.dtype(np.float64)), dtype)])
-    # Where long double is no wider than double, the oracle may err by the bound as well.
+    # Where that is no wider, as long double may be, the oracle may err by the bound as well.
     slack = 1 if np.finfo(wide).eps < np.finfo(dtype).eps else 2
     return [(value, slack * np.asarray(bound)) for value, bound in zip(values, bounds, strict=True)]
 
