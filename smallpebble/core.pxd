@@ -12,7 +12,7 @@ cdef class _Fields:
 cdef class _Traits:
     cdef public object function, names
     cdef public Py_ssize_t operands
-    cdef public bint is_own, linear, waits
+    cdef public bint is_own, linear, multilinear, waits
 
 
 cdef class _Node:
@@ -80,7 +80,7 @@ cdef object _mark_late(list order)
 @cython.locals(x=_Step, consumer=_Step, node=_Node)
 cdef bint _can_wait(_Step step)
 
-@cython.locals(step=_Step, consumer=_Step, node=_Node, copies=dict)
+@cython.locals(step=_Step, consumer=_Step, node=_Node, copies=dict, multilinear=bint, i=Py_ssize_t)
 cdef object _freeze(list order)
 
 @cython.locals(v=_Fields)

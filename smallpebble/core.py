@@ -356,6 +356,7 @@ def primitive(
     function: Callable[..., tuple] | None = None,
     *,
     linear: bool = False,
+    multilinear: bool = False,
     operands: int = 0,
     waits: bool = False,
 ) -> Callable[..., Any]:
@@ -369,6 +370,9 @@ def primitive(
         for an argument that has no gradient. The rules get as many inputs as there are rules.
     linear : bool
         The rules read no numbers from ``y`` and the inputs, only shapes.
+    multilinear : bool
+        The function is linear in each of its inputs, up to a constant, as products are: no rule
+        reads numbers from ``y`` or from the input that it leads to, only shapes.
     operands : int
         So many first arguments, where they are plain numbers or arrays beside a floating Variable,
         are taken into the Variable's dtype.
@@ -381,7 +385,9 @@ def primitive(
     a Variable.
     """
     if function is None:
-        return functools.partial(primitive, linear=linear, operands=operands, waits=waits)
+        return functools.partial(
+            primitive, linear=linear, multilinear=multilinear, operands=operands, waits=waits
+        )
     if not callable(function):
         raise TypeError(f"primitive: expected a function, got {type(function).__name__}")
     code = getattr(function, "__code__", None)
@@ -391,7 +397,7 @@ def primitive(
     # The library's own functions neither keep nor write what they are shown; others might.
     is_own = module.partition(".")[0] == __name__.partition(".")[0]
 
-    traits = _Traits(function, names, operands, linear, waits, is_own)
+    traits = _Traits(function, names, operands, linear, multilinear, waits, is_own)
 
     @functools.wraps(function)
     def operation(*args, **kwargs):
@@ -404,13 +410,14 @@ def primitive(
 class _Traits:
     """What `primitive` was told about an operation."""
 
-    __slots__ = ("function", "is_own", "linear", "names", "operands", "waits")
+    __slots__ = ("function", "is_own", "linear", "multilinear", "names", "operands", "waits")
 
-    def __init__(self, function, names, operands, linear, waits, is_own):
+    def __init__(self, function, names, operands, linear, multilinear, waits, is_own):
         self.function = function
         self.names = names
         self.operands = operands
         self.linear = linear
+        self.multilinear = multilinear
         self.waits = waits
         self.is_own = is_own
 
@@ -591,9 +598,9 @@ def get_gradients(
     Notes
     -----
     Without `wrt` (and not `differentiable`) the gradient of a leaf, a Variable that was not
-    computed, is worked out when it is first read; one that nobody reads costs nothing. It is the
-    gradient at the numbers that the arrays held when `get_gradients` was called: what happens to
-    the arrays afterwards, by assignment or in place, does not change it.
+    computed, is worked out when it is first read, unless the leaf is learnable; one that nobody
+    reads costs nothing. It is the gradient at the numbers that the arrays held when `get_gradients`
+    was called: what happens to the arrays afterwards, by assignment or in place, does not change it.
     """
     if not isinstance(variable, Variable):
         raise TypeError(f"get_gradients: expected a Variable, got {type(variable).__name__}")
@@ -756,7 +763,10 @@ def _mark_on_the_way(wrt: set, order: list) -> None:
 
 
 def _mark_late(order: list) -> None:
-    """Want all gradients but those of leaves, and of what linear operations have made of them."""
+    """Want all gradients but those of leaves, and of what linear operations have made of them.
+
+    Those of learnable leaves are going to be read: computed at once, they need no copy of an array.
+    """
     for step in reversed(order[1:]):
         step.is_wanted = not _can_wait(step)
 
@@ -773,6 +783,8 @@ def _can_wait(step):
         node = step.node
         if not node.traits.linear:
             return False
+    elif step.variable.is_learnable:
+        return False
     for x in step.inputs:
         if x.is_wanted:
             return False
@@ -844,15 +856,19 @@ def _freeze(order) -> None:
     for step in order:
         if step.is_wanted and not step.is_passed:
             continue
-        for consumer, _, _ in step.consumers:
-            if type(consumer.node) is _Written or consumer.values is not None:
+        for consumer, rule, _ in step.consumers:
+            if type(consumer.node) is _Written or consumer.node.traits.linear:
                 continue
             node = consumer.node
-            if not node.traits.linear:
-                consumer.values, consumer.y = node.values, _safe(node.y, consumer.variable, copies)
-                if not node.held:
-                    pairs = zip(node.values, node.inputs)
-                    consumer.values = [_safe(value, x, copies) for value, x in pairs]
+            multilinear = node.traits.multilinear
+            if consumer.values is None:
+                consumer.values, consumer.y = list(node.values), node.y
+                if not multilinear:
+                    consumer.y = _safe(node.y, consumer.variable, copies)
+            if not node.held:
+                for i in range(len(consumer.values)):
+                    if not (multilinear and node.rules[i] is rule):
+                        consumer.values[i] = _safe(node.values[i], node.inputs[i], copies)
 
 
 def _safe(value, variable, copies):

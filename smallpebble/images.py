@@ -20,7 +20,7 @@ from .ops import Operand, _inexact, _leaky_relu_grad, _whole, leaky_relu, pad
 from .shapes import as_int, pad_amounts, window
 
 
-@primitive(operands=2)
+@primitive(multilinear=True, operands=2)
 def _conv2d(images, kernel, window, how):
     shape = (len(images), window.oh, window.ow, kernel.shape[3])
     dtype = np.result_type(images, kernel)
@@ -47,7 +47,7 @@ def _convolved(images, kernel, window, how):
         return kernels.load(how[0]).conv2d(images, kernel, window)
 
 
-@primitive
+@primitive(multilinear=True)
 def conv2d_grad_images(g, kernel, window):
     """Adjoint of `conv2d` in its images: (n, oh, ow, m), (kh, kw, c, m) -> (n, h, w, c)."""
     return (
@@ -57,7 +57,7 @@ def conv2d_grad_images(g, kernel, window):
     )
 
 
-@primitive
+@primitive(multilinear=True)
 def conv2d_grad_kernels(g, images, window):
     """Adjoint of `conv2d` in its kernels: (n, oh, ow, m), (n, h, w, c) -> (kh, kw, c, m)."""
     return (
@@ -201,7 +201,7 @@ def _conv2d_maxpool2d(images, kernel, outputs, window, pool, alpha):
     return y, *rules[:3]
 
 
-@primitive
+@primitive(multilinear=True)
 def _pooled_grad_images(g, kernel, codes, window, pool, alpha):
     """conv2d_grad_images of a gradient that comes back through leaky_relu and maxpool2d."""
     return (
@@ -211,7 +211,7 @@ def _pooled_grad_images(g, kernel, codes, window, pool, alpha):
     )
 
 
-@primitive
+@primitive(multilinear=True)
 def _pooled_grad_kernels(g, images, codes, window, pool, alpha):
     """conv2d_grad_kernels of a gradient that comes back through leaky_relu and maxpool2d."""
     return (

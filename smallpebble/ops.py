@@ -102,7 +102,7 @@ def sub(a: Operand, b: Operand) -> Any:
     return _binary(kernels.sub, a, b, "sub"), _to_a, _minus_to_b
 
 
-@primitive(operands=2)
+@primitive(multilinear=True, operands=2)
 def mul(a: Operand, b: Operand) -> Any:
     """a * b, element by element, broadcast."""
     return _binary(kernels.mul, a, b, "mul"), _times_b, _times_a
@@ -589,12 +589,12 @@ def _swapped(a):
     return a.swapaxes(-2, -1) if type(a) is ndarray else matrix_transpose(a)
 
 
-@primitive(operands=2)
+@primitive(multilinear=True, operands=2)
 def _matmul(a, b):
     return kernels.matmul(a, b), _product_to_a, _product_to_b
 
 
-@primitive(operands=3)
+@primitive(multilinear=True, operands=3)
 def _matmul_add(a, b, bias):
     """a @ b + bias in one, for a bias of one dimension, as long as the rows of b."""
     return kernels.matmul(a, b, bias), _product_to_a, _product_to_b, _product_to_bias

@@ -6,6 +6,7 @@ import functools
 import gc
 import pickle
 import threading
+import tracemalloc
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -762,6 +763,34 @@ def test_the_rule_of_an_unread_leaf_is_never_called(front):
     assert calls == {"a": 1, "b": 1}
 
 
+def test_gradients_of_learnable_leaves_do_not_wait():
+    calls = collections.Counter()
+    product = counting(calls)
+    x, w = variables((3,), (3,))
+    sp.learnable(w)
+    gradients = sp.get_gradients(sp.sum(product(x, sp.reshape(w, (3,)))))
+    assert calls == {"b": 1}
+    assert np.array_equal(gradients[w], x.array) and calls == {"b": 1}
+    assert np.array_equal(gradients[x], w.array) and calls == {"a": 1, "b": 1}
+
+
+@pytest.mark.parametrize("layer", ["linear", "conv"])
+def test_training_copies_no_batch(layer):
+    """The gradients of the parameters alone need the numbers of the batch."""
+    if layer == "linear":
+        x, layer = np.ones((1000, 1000), np.float32), sp.linearlayer(1000, 2)
+    else:
+        x, layer = np.ones((40, 50, 50, 10), np.float32), sp.convlayer(3, 3, 10, 1, strides=(3, 3))
+    loss = sp.sum(sp.square(layer(sp.Variable(x)).run()))
+    tracemalloc.start()
+    try:
+        gradients = sp.get_gradients(loss)
+        assert tracemalloc.get_traced_memory()[1] < x.nbytes / 4
+    finally:
+        tracemalloc.stop()
+    assert len(gradients) > 3
+
+
 def test_the_mapping_itself_reads_nothing():
     calls = collections.Counter()
     product = counting(calls)
@@ -812,6 +841,19 @@ def _dense(graph, real):
     h = graph.keep(sp.matmul(sp.astype(x, np.float64) + batch, w))
     h = graph.keep(sp.tanh(h + b))
     return graph.keep(sp.sum(graph.keep(h * h)))
+
+
+def _layers(graph, real):
+    h = graph.leaf(real(4, 3))
+    for n, is_learnable in ((3, True), (4, False), (2, True)):
+        layer = sp.linearlayer(h.shape[1], n, dtype=np.float64, rng=0)
+        w, b = sp.get_learnables(layer(h))
+        for v in (w, b):
+            v.array = real(*v.shape)
+            v.is_learnable = is_learnable
+            graph.leaves.append(v)
+        h = graph.keep(layer(h).run())
+    return graph.keep(sp.sum(h * h))
 
 
 def _plain_batch(graph, real):
@@ -901,6 +943,7 @@ def _only_linear(graph, real):
 
 GRAPHS = {
     "dense": _dense,
+    "layers": _layers,
     "plain batch": _plain_batch,
     "elementwise": _elementwise,
     "indices": _indices,
