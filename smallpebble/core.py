@@ -600,7 +600,7 @@ def get_gradients(
     Without `wrt` (and not `differentiable`) the gradient of a leaf, a Variable that was not
     computed, is worked out when it is first read, unless the leaf is learnable; one that nobody
     reads costs nothing. It is the gradient at the numbers that the arrays held when `get_gradients`
-    was called: what happens to the arrays afterwards, by assignment or in place, does not change it.
+    was called: what happens to them afterwards, by assignment or in place, does not change it.
     """
     if not isinstance(variable, Variable):
         raise TypeError(f"get_gradients: expected a Variable, got {type(variable).__name__}")
