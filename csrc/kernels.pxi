@@ -981,7 +981,7 @@ cdef Operand read_matrix(object array, int real):
     """An operand of matmul: rows or columns contiguous, each matrix alike; a copy where not so."""
     cdef Operand operand
     cdef Py_buffer *view
-    cdef Py_ssize_t row, column, item
+    cdef Py_ssize_t row, column, item, axis
     if dtype_of(array) is REALS[real] or array.dtype == REALS[real]:
         operand = hold(array, PyBUF_STRIDES, REAL_BYTES[real])
         view = &operand.view
@@ -991,7 +991,11 @@ cdef Operand read_matrix(object array, int real):
         item = view.itemsize
         if not (<uintptr_t>view.buf % item or row % item or column % item or row <= 0
                 or column <= 0) and (row == item or column == item):
-            return operand
+            for axis in range(view.ndim - 2):
+                if view.strides[axis] % item:
+                    break
+            else:
+                return operand
     return hold(np.array(array, REALS[real], order="C"), PyBUF_STRIDES, REAL_BYTES[real])
 
 

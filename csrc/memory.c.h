@@ -51,11 +51,10 @@ static size_t memory_kept_bytes, memory_used_bytes, memory_most_bytes;
 static int memory_class(size_t *bytes) {
     size_t size = *bytes, step = 512;
     int at = 0;
-    while (size > 2 * MEMORY_STEPS * step) {
-        step *= 2;
+    for (; size > 2 * MEMORY_STEPS * step; step *= 2) {
         at += MEMORY_STEPS;
+        if (at >= MEMORY_CLASSES - 2 * MEMORY_STEPS) return -1;
     }
-    if (at >= MEMORY_CLASSES - 2 * MEMORY_STEPS) return -1;
     const size_t steps = (size + step - 1) / step;
     *bytes = steps * step;
     return at + (int)steps;

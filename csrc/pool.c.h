@@ -38,7 +38,7 @@ static pthread_cond_t pool_wake = PTHREAD_COND_INITIALIZER;
 
 static pthread_t pool_workers[POOL_MOST_THREADS];
 static int pool_started = 0;      /* workers that exist; changed only with pool_busy held */
-static int pool_stop = 0;         /* with pool_state held */
+static int pool_stop = 0;         /* with pool_state held, or no worker there */
 static int pool_sleepers = 0;     /* with pool_state held */
 static int pool_spins = 1;        /* whether there are cores to spin on */
 

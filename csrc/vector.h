@@ -20,10 +20,13 @@
  * WINOGRAD_TILES: about so many tiles at once, so that their points and the products of a panel stay
  * in L2; of narrow panels there may be more.
  * PICKED_COST is the time of a product in picked.inc, which loads a vector for each, beside that of
- * one in a tile. */
+ * one in a tile.
+ * COPIED_SIZE: bytes of a's rows that a task of matmul copies, about half of L2, where tiles are so
+ * narrow that they read a large part of what the caches deliver; 0 where they need not be. */
 #if defined(__AVX512F__)
 #define VECTOR_BYTES 64
 #define WINOGRAD_TILES 48
+#define COPIED_SIZE 0
 #define PICKED_COST 2.5
 #define TILE_VECTORS 4
 #define ROWS_1 12
@@ -33,6 +36,7 @@
 #elif defined(__AVX2__)
 #define VECTOR_BYTES 32
 #define WINOGRAD_TILES 64
+#define COPIED_SIZE (1 << 17)
 #define PICKED_COST 1.25
 #define TILE_VECTORS 2
 #define ROWS_1 12
@@ -42,6 +46,7 @@
 #elif defined(__ARM_NEON)
 #define VECTOR_BYTES 16
 #define WINOGRAD_TILES 64
+#define COPIED_SIZE 0
 #define PICKED_COST 1.25
 #define TILE_VECTORS 4
 #define ROWS_1 12
@@ -51,6 +56,7 @@
 #else
 #define VECTOR_BYTES 16
 #define WINOGRAD_TILES 64
+#define COPIED_SIZE (1 << 17)
 #define PICKED_COST 1.25
 #define TILE_VECTORS 2
 #define ROWS_1 12

@@ -405,6 +405,19 @@ def test_numbers_that_are_not_finite_among_zeros(tier, dtype):
 
 
 @both_dtypes
+def test_matmul_of_batches_that_are_not_aligned(tier, dtype):
+    """Each matrix is packed, and the first one aligned: the others are a byte further on."""
+    records = np.zeros(3, [("matrix", dtype, (5, 6)), ("byte", np.uint8)])
+    records["matrix"] = rng_for("records").standard_normal((3, 5, 6))
+    a, b = records["matrix"], np.ones((6, 4), dtype)
+    assert a.strides[0] % a.itemsize and not a.flags.aligned
+    for args in ((a, b), (a.swapaxes(1, 2), np.ones((5, 3), dtype)), (b.T, a.swapaxes(1, 2))):
+        want = tier.matmul(*map(np.ascontiguousarray, args))
+        assert compare(KERNELS["matmul"], tier.matmul(*args), args, dtype) <= 1
+        assert tier.matmul(*args).shape == want.shape
+
+
+@both_dtypes
 def test_matmul_of_overlapping_windows(tier, dtype):
     """Operands whose rows share memory, as of `numpy.lib.stride_tricks.sliding_window_view`."""
     x = rng_for("windows").standard_normal(60).astype(dtype)
@@ -929,6 +942,55 @@ def test_forged_windows(tier, kernel):
     in_child(sweep, memory=2**31, seconds=100)
 
 
+@both_dtypes
+def test_windows_of_one_pixel_that_leave_pixels_out(tier, dtype):
+    """No product of whole matrices: fewer outputs than pixels."""
+
+    def sweep(at):
+        rng = rng_for("one pixel")
+        x, k = (rng.standard_normal(s).astype(dtype) for s in ((3, 10, 10, 20), (1, 1, 20, 33)))
+        for oh, ow in ((5, 10), (10, 4), (1, 1)):
+            at(oh, ow)
+            window = Window._make((10, 10, 1, 1, 1, 1, 0, 0, oh, ow))
+            g = rng.standard_normal((3, oh, ow, 33)).astype(dtype)
+            for name, args in (
+                ("conv2d", (x, k, window)),
+                ("conv2d_grad_images", (g, k, window)),
+                ("conv2d_grad_kernels", (g, x, window)),
+            ):
+                got = getattr(tier, name)(*args)
+                assert compare(KERNELS[name], got, args, dtype) <= 1, (name, oh, ow)
+
+    in_child(sweep)
+
+
+@pytest.mark.parametrize("threads", (1, 3))
+def test_an_index_into_padding_is_refused_in_every_image(tier, threads, set_num_threads):
+    """The rows of one image that see whole windows end with it."""
+    set_num_threads(threads)
+    window = Window._make((10, 1, 3, 1, 1, 1, 1, 0, 2, 1))
+    g, indices = np.ones((2, 2, 1, 1), np.float32), np.ones((2, 2, 1, 1), np.uint8)
+    tier.maxpool2d_scatter(g, indices, window)
+    for image in (0, 1):
+        wrong = indices.copy()
+        wrong[image, 0] = 0  # above the image
+        with pytest.raises(IndexError):
+            tier.maxpool2d_scatter(g, wrong, window)
+
+
+@both_dtypes
+@pytest.mark.parametrize("channels", (1, 3, 8, 21))
+def test_scatter_of_negative_zeros(tier, dtype, channels):
+    """A sum of -0.0 that begins with 0 is 0.0, wherever in memory it is."""
+    for kernel, strides in (((2, 2), (2, 2)), ((3, 3), (2, 2)), ((3, 3), (1, 1))):
+        window = Window((9, 9), kernel, strides, "SAME")
+        x = rng_for("zeros").standard_normal((2, 9, 9, channels)).astype(dtype)
+        _, indices = tier.maxpool2d(x, window)
+        g = np.full(indices.shape, -0.0, dtype)
+        want = reference.maxpool2d_scatter(g, indices, window)
+        assert same_bits(tier.maxpool2d_scatter(g, indices, window), want)
+
+
 def _try_forged(tier, kernel, function, tried, what, at, wrong):
     at(kernel.name, *what)
     got = attempt(kernel, function, tried)
@@ -944,6 +1006,9 @@ def random_window(rng):
     low = -2 if rng.random() < 0.2 else 1
     h, w, kh, kw, sy, sx, oh, ow = map(int, rng.integers(low, 9, 8))
     top, left = map(int, rng.integers(-1, 6, 2))
+    if rng.random() < 0.1:  # a pixel after the other, perhaps not all of them
+        kh = kw = sy = sx = 1
+        top = left = 0
     return [h, w, kh, kw, sy, sx, top, left, oh, ow]
 
 

@@ -192,7 +192,7 @@ def test_show_config_says_what_is_held(capsys):
     assert "scratch memory" in printed
 
 
-@pytest.mark.parametrize("nbytes", [2**46, 2**50, 2**62, 2**63 - 4096])
+@pytest.mark.parametrize("nbytes", [2**46, 2**50, 2**62, 2**63 - 4096, 2**63 - 64, 2**63 - 1])
 def test_absurd_sizes_are_a_memory_error(nbytes):
     before = memory.held()
     with pytest.raises((MemoryError, ValueError)):

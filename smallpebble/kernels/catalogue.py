@@ -775,6 +775,18 @@ _PRODUCTS = (
     ((50, 17000), (17000, 20), True, True),
     # a few rows beside a large b
     ((23, 300), (300, 1001)),
+    # long rows or columns on the left, of which some are copied at once
+    *(
+        ((50, 600), (600, n), *transposed)
+        for n, transposed in (
+            (131, (False, False)),
+            (131, (True, False)),
+            (96, (False, True)),
+            (96, (True, True)),
+        )
+    ),
+    ((26, 1030), (1030, 90)),
+    ((25, 520), (520, 2056), True, False),
     # mostly zeros on the left
     ((63, 1500), (1500, 137), False, False, False, True),
     ((251, 130), (130, 67), True, False, False, True),
