@@ -876,7 +876,7 @@ def _safe(value, variable, copies):
         return value
     if isinstance(variable, _Fields):
         v = variable
-        if v._private:
+        if v._private and v._held is value:  # else the mark is about an array assigned since
             v._lent = True
             return value
     if id(value) not in copies:

@@ -877,7 +877,8 @@ def _logits_of(y_pred, axis):
     logits = node.inputs[0]
     if not isinstance(logits, Variable) or logits.shape != y_pred.shape:
         return None
-    if not (y_pred._private and logits._private):  # somebody may have written into an array
+    recorded = logits._held is node.values[0] and y_pred._held is node.y
+    if not (recorded and logits._private and y_pred._private):  # assigned or written to since
         again = kernels.softmax(_inexact(logits._array), axis)
         same = np.array_equal(again, y_pred._array)
         if not same and not np.array_equal(again, y_pred._array, equal_nan=True):

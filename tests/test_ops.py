@@ -1418,6 +1418,22 @@ def test_cross_entropy_is_of_the_probabilities_as_they_are():
     assert sp.cross_entropy(p, labels).item() == pytest.approx(expected)
 
 
+def test_cross_entropy_after_a_step_is_of_the_probabilities_as_they_are():
+    """The arrays that an optimiser assigns are private too, but not those that were recorded."""
+    w = Variable(np.zeros((1, 2)))
+    p = sp.softmax(w)
+    sp.sgd_step([w], {w: np.array([[5.0, -5.0]])}, 1.0)
+    loss = sp.cross_entropy(p, np.array([0]))
+    assert loss.item() == pytest.approx(np.log(2))
+    close(sp.get_gradients(loss)[w], [[-0.5, 0.5]], 1e-12)
+
+    v = Variable(np.zeros((1, 2)))
+    h = v * 1
+    p = sp.softmax(h)
+    sp.sgd_step([p], {p: np.array([[0.25, -0.25]])}, 1.0)
+    assert sp.cross_entropy(p, np.array([0])).item() == pytest.approx(-np.log(0.25))
+
+
 def test_cross_entropy_is_a_sum_and_takes_any_integers():
     p = np.array([[0.2, 0.8], [0.5, 0.5]])
     expected = -np.log(0.8) - np.log(0.5)
