@@ -1085,7 +1085,8 @@ def short_cut(operation, later: Later, passed: tuple, *parameters) -> Variable |
 
     The rules of `operation` are one for each input of `later`, and then one for each in `passed`.
     These must be `shown_only`: the gradient is shown to who asks for it, but goes on by the short
-    cut. None if another thread has needed the value of `later` meanwhile.
+    cut, as far as Variables were recorded. None if another thread has needed the value of `later`
+    meanwhile.
     """
     held = later.values
     if held is None:
@@ -1096,5 +1097,9 @@ def short_cut(operation, later: Later, passed: tuple, *parameters) -> Variable |
     if _is_recording():
         inputs = (*later.arguments[: later.n], *passed)
         values += [v._held for v in passed]
+        for i in reversed(range(later.n, len(inputs))):
+            if type(inputs[i]._node) is not _Node:  # made under no_grad: here the graph ends
+                rules[: i + 1] = [*[None] * i, rules[i].rule]
+                break
         node = _recorded(operation.traits, inputs, values, rules, y, True)
     return _made(y, True, node)
