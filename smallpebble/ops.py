@@ -47,6 +47,18 @@ def _inexact(a) -> np.ndarray:
     return a if a.dtype.kind == "f" else a.astype(np.float64)
 
 
+def _beside(other, dtype):
+    """Plain real numbers as they take part beside an array of `dtype`.
+
+    A floating array takes them into its dtype. Beside integers NumPy decides, which does not cut
+    them to integers, and lets a Python number widen nothing.
+    """
+    numbers = _numbers(other)
+    if dtype.kind == "f":
+        return numbers.astype(dtype)
+    return other if isinstance(other, (int, float)) else numbers
+
+
 # ----------------------------------------------------------------------------- element by element
 
 
@@ -243,16 +255,20 @@ def _leaky_relu_grad(g, a, alpha):
 
 @primitive
 def clip(a: Operand, low: Any = None, high: Any = None) -> Any:
-    """`a` held between the numbers (or arrays) `low` and `high`; slope 1 at the bounds."""
+    """`a` held between the numbers (or arrays) `low` and `high`; slope 1 at the bounds.
+
+    A floating `a` takes them into its dtype; integers beside floating bounds become floating.
+    """
     if low is None and high is None:
         raise ValueError("clip: give at least one of low and high")
     a = np.asarray(a)
-    low, high = (x if x is None else _numbers(x).astype(a.dtype) for x in (low, high))
+    low, high = (x if x is None else _beside(x, a.dtype) for x in (low, high))
     inside = np.ones(a.shape, bool)
     for bound, outside in ((low, np.less), (high, np.greater)):
         if bound is not None:
-            if broadcast_shape(a.shape, bound.shape, "clip") != a.shape:
-                raise ValueError(f"clip: bounds of shape {bound.shape} do not fit {a.shape}")
+            shape = np.shape(bound)
+            if broadcast_shape(a.shape, shape, "clip") != a.shape:
+                raise ValueError(f"clip: bounds of shape {shape} do not fit {a.shape}")
             inside &= ~outside(a, bound)
     return np.clip(a, low, high), lambda g, y, a: where(inside, g, 0)
 
@@ -272,7 +288,7 @@ def where(condition: Operand, a: Operand, b: Operand) -> Variable:
     condition = np.array(_numbers(_array(condition)), bool)
     for x, other in ((a, b), (b, a)):
         if isinstance(x, (Variable, np.ndarray)) and not isinstance(other, (Variable, np.ndarray)):
-            number = _numbers(other).astype(x.dtype if x.dtype.kind == "f" else None)
+            number = _beside(other, x.dtype)
             a, b = (x, number) if x is a else (number, x)
             break
     a, b = _alike(a, b)

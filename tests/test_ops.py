@@ -1503,6 +1503,40 @@ def test_integer_inputs():
     assert np.array_equal(sp.avgpool2d(x, 2, 2).array, np_avgpool2d(x.array, 2, 2))
 
 
+BESIDE_INTEGERS = [0, 3, True, 0.5, 2**53 + 1, np.float32(1.5), np.uint8(7), [1, 2], [0.5, 1], -1]
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("dtype", [int, np.uint8, np.int16, bool])
+@pytest.mark.parametrize("other", BESIDE_INTEGERS, ids=str)
+def test_what_stands_beside_integers_is_taken_as_numpy_takes_it(other, dtype, wrapped):
+    """Neither cut to an integer nor, where it is a plain number, a reason for a wider dtype."""
+    a = np.array([1, 200]).astype(dtype)
+    x = Variable(a) if wrapped else a
+    condition = np.array([True, False])
+    for ours, numpys in (
+        (lambda: sp.where(condition, x, other), lambda: np.where(condition, a, other)),
+        (lambda: sp.where(condition, other, x), lambda: np.where(condition, other, a)),
+        (lambda: sp.clip(x, other), lambda: np.clip(a, other, None)),
+        (lambda: sp.clip(x, None, other), lambda: np.clip(a, None, other)),
+        (lambda: sp.clip(x, other, 300), lambda: np.clip(a, other, 300)),
+    ):
+        try:
+            expected = numpys()
+        except OverflowError:  # a number that the dtype cannot hold, from NumPy 2 on
+            with pytest.raises(OverflowError):
+                ours()
+        else:
+            y = ours()
+            assert np.array_equal(np.asarray(y), expected) and y.dtype == expected.dtype
+
+
+def test_large_integers_keep_their_digits_in_where():
+    large = np.array([2**53 + 1, 5])
+    for x in (large, Variable(large)):
+        assert np.asarray(sp.where(np.array([True, False]), x, 0)).tolist() == [2**53 + 1, 0]
+
+
 def test_plain_arrays_beside_float32_variables():
     x64, i64 = np.ones((2, 2)), np.ones((2, 2), int)
     for other in (x64, i64):
