@@ -837,7 +837,7 @@ def _sum_of_parts(step, differentiable, shown):
                 values = [_value(one) for one in values]
             part = rule(g, y, *values)
         if type(part) is not ndarray or part.dtype is not value.dtype or part.shape != value.shape:
-            part = _fitting(part, value, rule, how)
+            part = _fitting(part, value, rule, how, differentiable)
         if total is not None:
             part = total + part
             if type(part) is not ndarray:
@@ -944,10 +944,16 @@ def _as_gradient(g):
     return g if isinstance(g, (np.ndarray, Variable)) else np.asarray(g)
 
 
-def _fitting(g, value: np.ndarray, rule, node):
+def _fitting(g, value: np.ndarray, rule, node, differentiable):
     """A gradient as a rule returned it, checked and taken into the shape and dtype of `value`."""
-    g = _as_gradient(g)
     name = "local_gradients" if type(rule) is _Function else node.traits.function.__name__
+    if isinstance(g, Variable) and not differentiable:
+        function = rule.function if type(rule) is _Function else rule
+        raise TypeError(
+            f"{name}: the rule {getattr(function, '__qualname__', function)} was given an array "
+            "and returned a Variable: let it use variable.array, not a Variable from outside"
+        )
+    g = _as_gradient(g)
     if g.dtype.kind not in "fiub":
         raise TypeError(f"{name}: a rule must return a gradient of real numbers, got {g!r}")
     if g.shape != value.shape:

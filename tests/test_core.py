@@ -1190,6 +1190,36 @@ def test_rules_that_return_what_they_were_given_do_not_make_gradients_alias():
     assert np.array_equal(gradients[b], [1, 1, 1])
 
 
+def test_a_rule_that_returns_a_variable_is_named():
+    a, b, w = variables((2,), (2,), (2,))
+
+    def by_hand(a, b):
+        def slope_in_a(g):
+            return g * b
+
+        return sp.Variable(a.array * b.array, [(a, slope_in_a)])
+
+    @sp.primitive
+    def closing_over(a):
+        return a * w.array, lambda g, y, a: g * w
+
+    for operation, name in (
+        (lambda: by_hand(a, b), "slope_in_a"),
+        (lambda: closing_over(a * 2), "closing_over"),
+        (lambda: closing_over(sp.learnable(b)), "closing_over"),
+    ):
+        y = sp.sum(operation())
+        with pytest.raises(TypeError, match=rf"{name}.* returned a Variable.*variable\.array"):
+            sp.get_gradients(y)
+    late = sp.get_gradients(closing_over(a))  # which waits
+    with pytest.raises(TypeError, match="closing_over.* returned a Variable"):
+        late[a]
+    with pytest.raises(TypeError, match="closing_over.* returned a Variable"):
+        sp.get_gradients(closing_over(a), a)
+    gradient = sp.get_gradients(closing_over(a), a, differentiable=True)[a]
+    assert np.array_equal(gradient.array, w.array)
+
+
 def test_an_operation_of_the_users_may_use_its_arrays_again():
     buffer, seen = np.zeros(3), []
 
