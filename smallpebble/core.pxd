@@ -65,7 +65,7 @@ cdef object _compute(list order, bint differentiable)
 cdef object _pull(_Step step, bint differentiable)
 cdef object _sum(_Step step, bint differentiable, bint shown)
 
-@cython.locals(consumer=_Step, node=_Node)
+@cython.locals(consumer=_Step, node=_Node, is_own=bint)
 cdef object _sum_of_parts(_Step step, bint differentiable, bint shown)
 
 @cython.locals(top=_Step)

@@ -824,9 +824,11 @@ def _sum_of_parts(step, differentiable, shown):
             continue
         how = consumer.node
         if type(how) is _Written:
+            is_own = False
             part = rule(g, None)
         else:
             node = how
+            is_own = node.traits.is_own
             if differentiable:
                 values, y = _as_variables(consumer.variable, node)
             elif consumer.values is None:
@@ -842,6 +844,8 @@ def _sum_of_parts(step, differentiable, shown):
             part = total + part
             if type(part) is not ndarray:
                 part = _as_gradient(part)
+        elif not is_own and part is not g and isinstance(part, ndarray):
+            part = part.copy()  # the user's rule may keep its array, and use it again
         total = part
     return total
 
@@ -912,12 +916,12 @@ def _is_free(g, step) -> bool:
     if g.base is not None or not g.flags.writeable or step.node is not None:
         return False
     for consumer, _, _ in step.consumers:
-        if type(consumer.node) is _Written:
+        if consumer.g is g:
             return False
+        if type(consumer.node) is _Written:
+            continue
         node = consumer.node
-        if not node.traits.is_own:
-            return False  # a rule of the user's may keep what it returns
-        for other in (consumer.g, node.y, consumer.y, *node.values, *(consumer.values or ())):
+        for other in (node.y, consumer.y, *node.values, *(consumer.values or ())):
             if other is g:
                 return False
     return True

@@ -1190,6 +1190,62 @@ def test_rules_that_return_what_they_were_given_do_not_make_gradients_alias():
     assert np.array_equal(gradients[b], [1, 1, 1])
 
 
+def test_a_rule_of_the_users_may_use_its_arrays_again():
+    buffer, kept = np.empty(2), np.ones(2)
+
+    def by_hand(a):
+        return sp.Variable(a.array * 2, [(a, lambda g: np.multiply(g, 2, out=buffer))])
+
+    @sp.primitive
+    def doubled(a):
+        return a * 2, lambda g, y, a: np.multiply(g, 2, out=buffer)
+
+    for double in (by_hand, doubled):
+        x = sp.Variable(np.ones(2))
+        h = double(x)
+        y = double(h)
+        gradients = sp.get_gradients(y)
+        assert [gradients[v].tolist() for v in (y, h, x)] == [[1, 1], [2, 2], [4, 4]]
+        gradients = sp.get_gradients(double(x) + double(x))  # a sum of what lies in one buffer
+        buffer[:] = 7
+        assert gradients[x].tolist() == [4, 4]
+        mine = gradients[x]
+        double(x).local_gradients[0][1](np.ones(2))
+        assert mine.tolist() == [4, 4]
+
+    @sp.primitive
+    def same(a):
+        return a * 1, lambda g, y, a: kept
+
+    x, w = sp.Variable(np.array([3.0, 4.0])), sp.Variable(np.array([5.0, 6.0]))
+    for y in (same(x * w), sp.Variable(x.array, [(x * w, lambda g: kept)])):
+        gradients = sp.get_gradients(y)
+        kept[:] = 100
+        assert gradients[x].tolist() == [5, 6]
+        kept[:] = 1
+
+    for y in (same(x), sp.Variable(x.array, [(x, lambda g: kept)])):
+        gradients = sp.get_gradients(y)
+        gradients[x][:] = 9
+        assert kept.tolist() == [1, 1]
+
+
+def test_a_function_of_the_users_may_keep_the_gradient_that_it_is_given():
+    seen = []
+
+    def watched(a):
+        return sp.Variable(a.array, [(a, lambda g: seen.append(g) or g)])
+
+    x = sp.Variable(np.ones(2))
+    y = watched(x * 2)
+    z = watched(watched(x))
+    for result in (y, z):
+        gradients = sp.get_gradients(result)
+        for v in gradients:
+            gradients[v][:] = 9
+        assert all(g.tolist() == [1, 1] for g in seen)
+
+
 def test_a_rule_that_returns_a_variable_is_named():
     a, b, w = variables((2,), (2,), (2,))
 
