@@ -640,7 +640,7 @@ class Gradients(MutableMapping):
                 self._steps[v] = steps.get(v)
                 self[v]
             self._steps = dict.fromkeys(wrt)  # all has been handed out: free the rest
-        elif not differentiable:
+        else:
             _freeze(order)
 
     def __getitem__(self, v: Variable):
@@ -656,7 +656,7 @@ class Gradients(MutableMapping):
             g = Variable(g) if self._differentiable else g
         elif self._differentiable:
             with _Recording():
-                g = _copy(g)
+                g = _copy(g if isinstance(g, Variable) else Variable(g))  # from a constant rule
         elif not _is_free(g, step) or any(g is other for other in self._given.values()):
             g = g.copy()
         self._given[v] = g
@@ -830,7 +830,7 @@ def _sum_of_parts(step, differentiable, shown):
             node = how
             is_own = node.traits.is_own
             if differentiable:
-                values, y = _as_variables(consumer.variable, node)
+                values, y = _as_variables(consumer)
             elif consumer.values is None:
                 values, y = node.values, node.y
             else:
@@ -851,16 +851,18 @@ def _sum_of_parts(step, differentiable, shown):
 
 
 def _freeze(order) -> None:
-    """Copy the arrays that gradients computed later will need and that a user could write to.
+    """Copy the arrays that rules called later will need and that a user could write to.
 
     An array made by an operation and never looked at cannot be written to by anybody. It is lent
     instead: who looks at it later gets a copy.
     """
     copies = {}
     for step in order:
-        if step.is_wanted and not step.is_passed:
+        if step.is_done and not step.is_passed:
             continue
         for consumer, rule, _ in step.consumers:
+            if step.is_done and type(rule) is not shown_only:
+                continue
             if type(consumer.node) is _Written or consumer.node.traits.linear:
                 continue
             node = consumer.node
@@ -927,8 +929,8 @@ def _is_free(g, step) -> bool:
     return True
 
 
-def _as_variables(consumer: Variable, node):
-    """The inputs and output of a node as Variables, linked to the graph also if rebound since."""
+def _as_variables(step):
+    """Inputs and output of a step as Variables, linked to the graph also if rebound since."""
 
     def linked(v, value):
         if not isinstance(v, Variable) or v._held is value:
@@ -939,9 +941,12 @@ def _as_variables(consumer: Variable, node):
         rules = [lambda g, y, a: g]
         return _made(value, False, _recorded(_copy.traits, (v,), [value], rules, value, False))
 
-    inputs = zip(node.inputs, node.values)
+    node, values, y = step.node, step.values, step.y
+    if values is None:
+        values, y = node.values, node.y
+    inputs = zip(node.inputs, values)
     values = [linked(x, value) if isinstance(x, Variable) else value for x, value in inputs]
-    return values, linked(consumer, node.y)
+    return values, linked(step.variable, y)
 
 
 def _as_gradient(g):

@@ -1415,6 +1415,38 @@ def test_a_gradient_that_was_only_shown_can_be_differentiated():
         np.testing.assert_allclose(second, expected, rtol=1e-12, err_msg=when)
 
 
+@pytest.mark.parametrize("seen_before", [False, True], ids=["", "seen before"])
+@pytest.mark.parametrize("disturb", ["write", "assign", "step"])
+def test_a_gradient_that_is_only_shown_is_that_of_the_numbers_then(disturb, seen_before):
+    """Which is so of arrays (see DISTURBANCES), and of Variables."""
+    x = sp.Variable(np.zeros((1, 2)))
+    p = sp.softmax(x)
+    if seen_before:
+        p.array  # noqa: B018
+    gradients = sp.get_gradients(sp.cross_entropy(p, np.array([0])), differentiable=True)
+    if disturb == "write":
+        p.array[:] = 0.1
+    elif disturb == "assign":
+        p.array = np.full((1, 2), 0.1)
+    else:
+        sp.sgd_step([p], {p: np.ones((1, 2))}, 0.1)
+    assert gradients[p].array.tolist() == [[-2, 0]]
+    if not (seen_before and disturb == "write"):  # which writes into what softmax recorded
+        second = sp.get_gradients(sp.sum(gradients[p]), wrt=x)[x]
+        np.testing.assert_allclose(second, [[1, -1]], rtol=1e-12)
+
+
+def test_differentiable_gradients_are_variables_where_a_rule_returns_an_array():
+    @sp.primitive
+    def total(a):
+        return np.sum(a), lambda g, y, a: np.ones(a.shape)
+
+    x = sp.Variable(np.zeros(2))
+    for wrt in (None, x):
+        gradient = sp.get_gradients(total(x), wrt, differentiable=True)[x]
+        assert isinstance(gradient, sp.Variable) and gradient.array.tolist() == [1, 1]
+
+
 def test_a_gradient_of_a_gradient_of_a_gradient_is_found_through_operations():
     x = sp.Variable(0.3)
     y = sp.sigmoid(sp.tanh(x) * sp.exp(x))
