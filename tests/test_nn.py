@@ -90,6 +90,8 @@ def test_lists_and_tuples_of_nodes():
     assert type(sp.Lazy(lambda x: x)([a, 3]).run()) is list
     point = collections.namedtuple("point", "x y")(1, 2)
     assert sp.Lazy(lambda x: x)(point).run() is point
+    filled = sp.Lazy(lambda x: x)(point._replace(y=a)).run()
+    assert type(filled) is type(point) and filled.x == 1 and filled.y.shape == (2, 2)
     plain = [1, 2]
     assert sp.Lazy(lambda x: x)(plain).run() is plain
 
