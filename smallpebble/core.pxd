@@ -36,6 +36,7 @@ cdef class _Step:
 
 cdef object _as_array(value)
 cdef object _computed(_Fields v)
+cdef object _settle(_Fields v)
 
 @cython.locals(cls=type, v=_Fields)
 cdef object _made(held, bint private, node)

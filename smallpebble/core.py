@@ -99,7 +99,7 @@ class _Fields:
 
     @array.setter
     def array(self, value) -> None:
-        _computed(self)
+        _settle(self)
         self._held = _as_array(value)
         self._private = self._lent = False
 
@@ -210,7 +210,7 @@ class Variable(_Fields):
             fits = isinstance(pair, (tuple, list)) and len(pair) == 2
             if not (fits and isinstance(pair[0], Variable) and callable(pair[1])):
                 raise TypeError(f"local_gradients: expected (Variable, function), got {pair!r}")
-        _computed(self)
+        _settle(self)
         self._node = _Written(pairs)
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
@@ -267,6 +267,18 @@ def _computed(v):
     elif held is None:
         raise AttributeError("this Variable has no array: its __init__ has not been called")
     return held
+
+
+def _settle(v):
+    """Before an array or a node is assigned: compute what waits for them."""
+    try:
+        is_filled = v._held is not None
+    except AttributeError:  # a slot, where core.py is not compiled
+        is_filled = False
+    if is_filled:
+        _computed(v)
+    else:  # by the __init__ of a subclass, which need not call that of Variable
+        _fill(v, None, False, getattr(v, "_node", None))
 
 
 def _made(held, private, node):
@@ -684,6 +696,11 @@ class Gradients(MutableMapping):
     def copy(self) -> dict:
         """All gradients, in a dict."""
         return dict(self)
+
+    def __copy__(self) -> Gradients:
+        other = type(self).__new__(type(self))
+        other.__dict__.update(self.__dict__, _given=dict(self), _steps=dict.fromkeys(self))
+        return other
 
     def __repr__(self) -> str:
         return f"<Gradients in {len(self)} Variables>"

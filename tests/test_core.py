@@ -616,6 +616,22 @@ def test_gradients_are_used_like_a_dict():
     assert type(gradients.copy()) is dict and gradients.copy()[a] is gradients[a]
 
 
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_a_copy_of_gradients_is_another_mapping(differentiable):
+    a, b = variables((2,), (2,))
+    gradients = sp.get_gradients(a * b, differentiable=differentiable)
+    read = gradients[b]
+    other = copy.copy(gradients)
+    assert type(other) is type(gradients) and list(other) == list(gradients)
+    assert all(other[v] is gradients[v] for v in gradients), "as in the copy of a dict"
+    assert other[b] is read
+    other[a] = 0
+    del other[b]
+    assert np.array_equal(np.asarray(gradients[a]), b.array) and gradients[b] is read
+    gradients[a] = 1
+    assert other[a] == 0 and b not in other and len(gradients) == len(other) + 1
+
+
 def test_gradients_can_be_assigned_and_deleted():
     a, b, other = variables((2,), (2,), (2,))
     gradients = sp.get_gradients(a * b)
@@ -1930,6 +1946,31 @@ def test_what_stands_in_for_a_variable_is_no_constant():
     x = sp.Variable(np.ones((2, 3)))
     with pytest.raises(TypeError):
         sp.get_gradients(x * weakref.proxy(x))
+
+
+@pytest.mark.parametrize("first", ["array", "local_gradients"])
+def test_a_subclass_may_assign_what_a_variable_holds(first):
+    """As in 3.0.5, where these two were all that a Variable had."""
+
+    class Own(sp.Variable):
+        def __init__(self, array, pairs):
+            for name in sorted(("array", "local_gradients"), reverse=first != "array"):
+                setattr(self, name, array if name == "array" else pairs)
+
+    x = sp.Variable(np.ones(2))
+    v = Own(np.array([2.0, 3.0]), [(x, lambda g: g * 5)])
+    gradients = sp.get_gradients(v * v)
+    assert gradients[v].tolist() == [4, 6] and gradients[x].tolist() == [20, 30]
+
+    class ArrayOnly(sp.Variable):
+        def __init__(self, array):
+            self.array = array
+
+    v = ArrayOnly([2.0, 3.0])
+    assert v.local_gradients == [] and sp.get_gradients(v * v)[v].tolist() == [4, 6]
+    assert sp.get_gradients(v)[v].tolist() == [1, 1]
+    sp.sgd_step([v], {v: np.ones(2)}, 1.0)
+    assert v.array.tolist() == [1, 2]
 
 
 def test_a_variable_without_an_array_is_refused():

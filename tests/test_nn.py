@@ -657,6 +657,19 @@ def test_adam_notices_a_variable_of_another_shape():
     assert np.array_equal(v.array, np.ones(4)) and adam.t[v] == 1
 
 
+def test_adam_knows_zeros_before_the_first_step():
+    """As in 3.0.5, where they were defaultdicts; and asking changes nothing."""
+    asked, other = sp.Variable(np.ones(3)), sp.Variable(np.ones(3))
+    for names in (("t",), ("m",), ("v",), ("t", "m", "v")):
+        adam, fresh = sp.Adam(), sp.Adam()
+        assert all(getattr(adam, name)[asked] == 0 for name in names)
+        for _ in range(2):
+            adam.training_step([asked], {asked: np.arange(3.0)})
+            fresh.training_step([other], {other: np.arange(3.0)})
+        assert np.array_equal(asked.array, other.array)
+        assert adam.t[asked] == 2 and adam.m[asked].shape == adam.v[asked].shape == (3,)
+
+
 def test_adam_goes_on_after_a_change_of_dtype():
     v = sp.Variable(np.ones(3))
     adam = sp.Adam(0.1)
