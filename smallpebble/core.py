@@ -58,12 +58,17 @@ def refuse_lists_of_variables(value, operation: str) -> None:
             refuse_lists_of_variables(one, operation)
 
 
+def refuse_masked(value, operation: str) -> None:
+    """A TypeError for a masked array, whose mask NumPy would drop without a word."""
+    if isinstance(value, np.ndarray) and hasattr(value, "mask"):
+        raise TypeError(f"{operation} takes no masked array: its mask would be lost")
+
+
 def _as_array(value) -> np.ndarray:
     if type(value) is not ndarray:
         if isinstance(value, Variable):
             raise TypeError("a Variable holds an array, not another Variable: use variable.array")
-        if isinstance(value, np.ndarray) and hasattr(value, "mask"):
-            raise TypeError("a Variable cannot hold a masked array: its mask would be lost")
+        refuse_masked(value, "a Variable")
         refuse_lists_of_variables(value, "Variable")
         value = np.asarray(value)
     dtype = value.dtype
@@ -455,6 +460,8 @@ def _operate(traits, args, kwargs):
         elif not traits.is_own:
             pass
         elif isinstance(a, ndarray):
+            if type(a) is not ndarray:
+                refuse_masked(a, function.__name__.lstrip("_"))
             if a.dtype.kind not in "fiub":
                 name = function.__name__.lstrip("_")
                 raise TypeError(f"{name}: expected real numbers, got dtype {a.dtype}")
@@ -520,7 +527,13 @@ def _take_dtype(args, values, operands):
     if dtype.kind == "f":
         for i, arg in enumerate(args[:operands]):
             if not isinstance(arg, Variable):
-                array = np.asarray(float(arg) if type(arg) is int else arg)
+                if type(arg) is float or type(arg) is int:
+                    array = np.asarray(float(arg))
+                elif type(arg) is ndarray:
+                    array = arg
+                else:
+                    refuse_masked(arg, "an operation")
+                    array = np.asarray(arg)
                 if array.dtype.kind not in "fiub":
                     raise TypeError(f"cannot compute a Variable with {arg!r}: not real numbers")
                 values[i] = array.astype(dtype, copy=False)

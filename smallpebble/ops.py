@@ -19,7 +19,14 @@ import numpy as np
 from numpy import ndarray
 
 from . import kernels
-from .core import Later, Variable, primitive, refuse_lists_of_variables, shown_only
+from .core import (
+    Later,
+    Variable,
+    primitive,
+    refuse_lists_of_variables,
+    refuse_masked,
+    shown_only,
+)
 from .shapes import as_int, broadcast_shape, kept_shape, normalize_axes, normalize_pad_width
 
 Operand = Variable | np.ndarray | Sequence | float  # what an operation takes
@@ -29,13 +36,20 @@ LARGE = 16384  # from so many elements on, arrays are multiplied sooner by the k
 
 def _array(a) -> np.ndarray:
     """The numbers of a Variable or array, for masks."""
-    return a._array if isinstance(a, Variable) else np.asarray(a)
+    if type(a) is ndarray:
+        return a
+    if isinstance(a, Variable):
+        return a._array
+    refuse_masked(a, "an operation")
+    return np.asarray(a)
 
 
 def _numbers(a) -> np.ndarray:
     """Plain real numbers as an array; a TypeError for anything else (None, dates, text)."""
     refuse_lists_of_variables(a, "an operation")
-    a = np.asarray(a)
+    if type(a) is not ndarray:
+        refuse_masked(a, "an operation")
+        a = np.asarray(a)
     if a.dtype.kind not in "fiub":
         raise TypeError(f"expected real numbers, got {a.dtype} {a!r}")
     return a
