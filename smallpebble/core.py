@@ -86,7 +86,8 @@ class _Fields:
     __slots__ = ("_held", "_lent", "_node", "_private")
     # _held: the array, or a Later that will compute it
     # _node: how it was made, a _Node or _Written; None if it was not computed
-    # _private: an operation made the array and nobody has looked at it, so nobody can write to it
+    # _private: an operation made the array (that in _held, which need not be the one in a node) and
+    #     nobody has looked at it, so nobody can write to it
     # _lent: a late gradient counts on the array, so who looks at it from now on gets a copy
 
     @property
