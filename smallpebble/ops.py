@@ -280,7 +280,7 @@ def clip(a: Operand, low: Any = None, high: Any = None) -> Any:
     inside = np.ones(a.shape, bool)
     for bound, outside in ((low, np.less), (high, np.greater)):
         if bound is not None:
-            shape = np.shape(bound)
+            shape = getattr(bound, "shape", ())
             if broadcast_shape(a.shape, shape, "clip") != a.shape:
                 raise ValueError(f"clip: bounds of shape {shape} do not fit {a.shape}")
             inside &= ~outside(a, bound)
