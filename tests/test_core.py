@@ -1447,7 +1447,7 @@ def test_a_gradient_that_is_only_shown_is_that_of_the_numbers_then(disturb, seen
     else:
         sp.sgd_step([p], {p: np.ones((1, 2))}, 0.1)
     assert gradients[p].array.tolist() == [[-2, 0]]
-    if not (seen_before and disturb == "write"):  # which writes into what softmax recorded
+    if disturb != "write":  # which may be into what softmax recorded
         second = sp.get_gradients(sp.sum(gradients[p]), wrt=x)[x]
         np.testing.assert_allclose(second, [[1, -1]], rtol=1e-12)
 
