@@ -10,6 +10,7 @@ import numpy as np
 from . import kernels
 from ._version import __version__
 from .kernels import _alloc, _choice, _pool, _threads
+from .kernels._setting import Setting
 
 
 def get_num_threads() -> int:
@@ -17,7 +18,7 @@ def get_num_threads() -> int:
     return _pool.get_num_threads() if _pool else 1
 
 
-class set_num_threads:
+class set_num_threads(Setting):
     """Let the kernels use `n` threads, the calling one included: at once, or for a ``with`` block.
 
     >>> set_num_threads(3)            # from here on
@@ -37,16 +38,14 @@ class set_num_threads:
             raise TypeError(f"set_num_threads: expected an integer, got {n!r}")
         if not 1 <= n <= _threads.MOST:
             raise ValueError(f"set_num_threads: expected 1 to {_threads.MOST} threads, got {n}")
-        self._previous = get_num_threads(), _threads.source
-        if _pool:
-            _threads.use(_pool, int(n), "set_num_threads")
+        super().__init__((int(n), "set_num_threads"))
 
-    def __enter__(self) -> set_num_threads:
-        return self
+    def _now(self) -> tuple:
+        return get_num_threads(), _threads.source
 
-    def __exit__(self, *exc) -> None:
+    def _set(self, how: tuple) -> None:
         if _pool:
-            _threads.use(_pool, *self._previous)
+            _threads.use(_pool, *how)
 
     def __repr__(self) -> str:
         return f"<threads: {get_num_threads()}>"
@@ -57,13 +56,14 @@ class num_threads:
 
     def __init__(self, n: int) -> None:
         self._n = n
+        self._blocks = []
 
     def __enter__(self) -> num_threads:
-        self._block = set_num_threads(self._n)
+        self._blocks.append(set_num_threads(self._n).__enter__())
         return self
 
     def __exit__(self, *exc) -> None:
-        self._block.__exit__(*exc)
+        self._blocks.pop().__exit__(*exc)
 
 
 def release_memory() -> None:

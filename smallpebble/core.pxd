@@ -36,6 +36,7 @@ cdef class _Step:
 
 cdef object _as_array(value)
 cdef object _computed(_Fields v)
+cdef object _settle(_Fields v)
 
 @cython.locals(cls=type, v=_Fields)
 cdef object _made(held, bint private, node)
@@ -65,7 +66,7 @@ cdef object _compute(list order, bint differentiable)
 cdef object _pull(_Step step, bint differentiable)
 cdef object _sum(_Step step, bint differentiable, bint shown)
 
-@cython.locals(consumer=_Step, node=_Node)
+@cython.locals(consumer=_Step, node=_Node, is_own=bint)
 cdef object _sum_of_parts(_Step step, bint differentiable, bint shown)
 
 @cython.locals(top=_Step)

@@ -58,12 +58,17 @@ def refuse_lists_of_variables(value, operation: str) -> None:
             refuse_lists_of_variables(one, operation)
 
 
+def refuse_masked(value, operation: str) -> None:
+    """A TypeError for a masked array, whose mask NumPy would drop without a word."""
+    if isinstance(value, np.ndarray) and hasattr(value, "mask"):
+        raise TypeError(f"{operation} takes no masked array: its mask would be lost")
+
+
 def _as_array(value) -> np.ndarray:
     if type(value) is not ndarray:
         if isinstance(value, Variable):
             raise TypeError("a Variable holds an array, not another Variable: use variable.array")
-        if isinstance(value, np.ndarray) and hasattr(value, "mask"):
-            raise TypeError("a Variable cannot hold a masked array: its mask would be lost")
+        refuse_masked(value, "a Variable")
         refuse_lists_of_variables(value, "Variable")
         value = np.asarray(value)
     dtype = value.dtype
@@ -81,7 +86,8 @@ class _Fields:
     __slots__ = ("_held", "_lent", "_node", "_private")
     # _held: the array, or a Later that will compute it
     # _node: how it was made, a _Node or _Written; None if it was not computed
-    # _private: an operation made the array and nobody has looked at it, so nobody can write to it
+    # _private: an operation made the array (that in _held, which need not be the one in a node) and
+    #     nobody has looked at it, so nobody can write to it
     # _lent: a late gradient counts on the array, so who looks at it from now on gets a copy
 
     @property
@@ -99,7 +105,7 @@ class _Fields:
 
     @array.setter
     def array(self, value) -> None:
-        _computed(self)
+        _settle(self)
         self._held = _as_array(value)
         self._private = self._lent = False
 
@@ -210,7 +216,7 @@ class Variable(_Fields):
             fits = isinstance(pair, (tuple, list)) and len(pair) == 2
             if not (fits and isinstance(pair[0], Variable) and callable(pair[1])):
                 raise TypeError(f"local_gradients: expected (Variable, function), got {pair!r}")
-        _computed(self)
+        _settle(self)
         self._node = _Written(pairs)
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
@@ -267,6 +273,18 @@ def _computed(v):
     elif held is None:
         raise AttributeError("this Variable has no array: its __init__ has not been called")
     return held
+
+
+def _settle(v):
+    """Before an array or a node is assigned: compute what waits for them."""
+    try:
+        is_filled = v._held is not None
+    except AttributeError:  # a slot, where core.py is not compiled
+        is_filled = False
+    if is_filled:
+        _computed(v)
+    else:  # by the __init__ of a subclass, which need not call that of Variable
+        _fill(v, None, False, getattr(v, "_node", None))
 
 
 def _made(held, private, node):
@@ -443,6 +461,8 @@ def _operate(traits, args, kwargs):
         elif not traits.is_own:
             pass
         elif isinstance(a, ndarray):
+            if type(a) is not ndarray:
+                refuse_masked(a, function.__name__.lstrip("_"))
             if a.dtype.kind not in "fiub":
                 name = function.__name__.lstrip("_")
                 raise TypeError(f"{name}: expected real numbers, got dtype {a.dtype}")
@@ -508,7 +528,13 @@ def _take_dtype(args, values, operands):
     if dtype.kind == "f":
         for i, arg in enumerate(args[:operands]):
             if not isinstance(arg, Variable):
-                array = np.asarray(float(arg) if type(arg) is int else arg)
+                if type(arg) is float or type(arg) is int:
+                    array = np.asarray(float(arg))
+                elif type(arg) is ndarray:
+                    array = arg
+                else:
+                    refuse_masked(arg, "an operation")
+                    array = np.asarray(arg)
                 if array.dtype.kind not in "fiub":
                     raise TypeError(f"cannot compute a Variable with {arg!r}: not real numbers")
                 values[i] = array.astype(dtype, copy=False)
@@ -640,7 +666,7 @@ class Gradients(MutableMapping):
                 self._steps[v] = steps.get(v)
                 self[v]
             self._steps = dict.fromkeys(wrt)  # all has been handed out: free the rest
-        elif not differentiable:
+        else:
             _freeze(order)
 
     def __getitem__(self, v: Variable):
@@ -656,7 +682,7 @@ class Gradients(MutableMapping):
             g = Variable(g) if self._differentiable else g
         elif self._differentiable:
             with _Recording():
-                g = _copy(g)
+                g = _copy(g if isinstance(g, Variable) else Variable(g))  # from a constant rule
         elif not _is_free(g, step) or any(g is other for other in self._given.values()):
             g = g.copy()
         self._given[v] = g
@@ -684,6 +710,11 @@ class Gradients(MutableMapping):
     def copy(self) -> dict:
         """All gradients, in a dict."""
         return dict(self)
+
+    def __copy__(self) -> Gradients:
+        other = type(self).__new__(type(self))
+        other.__dict__.update(self.__dict__, _given=dict(self), _steps=dict.fromkeys(self))
+        return other
 
     def __repr__(self) -> str:
         return f"<Gradients in {len(self)} Variables>"
@@ -824,11 +855,13 @@ def _sum_of_parts(step, differentiable, shown):
             continue
         how = consumer.node
         if type(how) is _Written:
+            is_own = False
             part = rule(g, None)
         else:
             node = how
+            is_own = node.traits.is_own
             if differentiable:
-                values, y = _as_variables(consumer.variable, node)
+                values, y = _as_variables(consumer)
             elif consumer.values is None:
                 values, y = node.values, node.y
             else:
@@ -837,26 +870,30 @@ def _sum_of_parts(step, differentiable, shown):
                 values = [_value(one) for one in values]
             part = rule(g, y, *values)
         if type(part) is not ndarray or part.dtype is not value.dtype or part.shape != value.shape:
-            part = _fitting(part, value, rule, how)
+            part = _fitting(part, value, rule, how, differentiable)
         if total is not None:
             part = total + part
             if type(part) is not ndarray:
                 part = _as_gradient(part)
+        elif not is_own and part is not g and isinstance(part, ndarray):
+            part = part.copy()  # the user's rule may keep its array, and use it again
         total = part
     return total
 
 
 def _freeze(order) -> None:
-    """Copy the arrays that gradients computed later will need and that a user could write to.
+    """Copy the arrays that rules called later will need and that a user could write to.
 
     An array made by an operation and never looked at cannot be written to by anybody. It is lent
     instead: who looks at it later gets a copy.
     """
     copies = {}
     for step in order:
-        if step.is_wanted and not step.is_passed:
+        if step.is_done and not step.is_passed:
             continue
         for consumer, rule, _ in step.consumers:
+            if step.is_done and type(rule) is not shown_only:
+                continue
             if type(consumer.node) is _Written or consumer.node.traits.linear:
                 continue
             node = consumer.node
@@ -876,7 +913,7 @@ def _safe(value, variable, copies):
         return value
     if isinstance(variable, _Fields):
         v = variable
-        if v._private:
+        if v._private and v._held is value:  # else the mark is about an array assigned since
             v._lent = True
             return value
     if id(value) not in copies:
@@ -912,19 +949,19 @@ def _is_free(g, step) -> bool:
     if g.base is not None or not g.flags.writeable or step.node is not None:
         return False
     for consumer, _, _ in step.consumers:
-        if type(consumer.node) is _Written:
+        if consumer.g is g:
             return False
+        if type(consumer.node) is _Written:
+            continue
         node = consumer.node
-        if not node.traits.is_own:
-            return False  # a rule of the user's may keep what it returns
-        for other in (consumer.g, node.y, consumer.y, *node.values, *(consumer.values or ())):
+        for other in (node.y, consumer.y, *node.values, *(consumer.values or ())):
             if other is g:
                 return False
     return True
 
 
-def _as_variables(consumer: Variable, node):
-    """The inputs and output of a node as Variables, linked to the graph also if rebound since."""
+def _as_variables(step):
+    """Inputs and output of a step as Variables, linked to the graph also if rebound since."""
 
     def linked(v, value):
         if not isinstance(v, Variable) or v._held is value:
@@ -935,19 +972,28 @@ def _as_variables(consumer: Variable, node):
         rules = [lambda g, y, a: g]
         return _made(value, False, _recorded(_copy.traits, (v,), [value], rules, value, False))
 
-    inputs = zip(node.inputs, node.values)
+    node, values, y = step.node, step.values, step.y
+    if values is None:
+        values, y = node.values, node.y
+    inputs = zip(node.inputs, values)
     values = [linked(x, value) if isinstance(x, Variable) else value for x, value in inputs]
-    return values, linked(consumer, node.y)
+    return values, linked(step.variable, y)
 
 
 def _as_gradient(g):
     return g if isinstance(g, (np.ndarray, Variable)) else np.asarray(g)
 
 
-def _fitting(g, value: np.ndarray, rule, node):
+def _fitting(g, value: np.ndarray, rule, node, differentiable):
     """A gradient as a rule returned it, checked and taken into the shape and dtype of `value`."""
-    g = _as_gradient(g)
     name = "local_gradients" if type(rule) is _Function else node.traits.function.__name__
+    if isinstance(g, Variable) and not differentiable:
+        function = rule.function if type(rule) is _Function else rule
+        raise TypeError(
+            f"{name}: the rule {getattr(function, '__qualname__', function)} was given an array "
+            "and returned a Variable: let it use variable.array, not a Variable from outside"
+        )
+    g = _as_gradient(g)
     if g.dtype.kind not in "fiub":
         raise TypeError(f"{name}: a rule must return a gradient of real numbers, got {g!r}")
     if g.shape != value.shape:
@@ -1085,7 +1131,8 @@ def short_cut(operation, later: Later, passed: tuple, *parameters) -> Variable |
 
     The rules of `operation` are one for each input of `later`, and then one for each in `passed`.
     These must be `shown_only`: the gradient is shown to who asks for it, but goes on by the short
-    cut. None if another thread has needed the value of `later` meanwhile.
+    cut, as far as Variables were recorded. None if another thread has needed the value of `later`
+    meanwhile.
     """
     held = later.values
     if held is None:
@@ -1096,5 +1143,9 @@ def short_cut(operation, later: Later, passed: tuple, *parameters) -> Variable |
     if _is_recording():
         inputs = (*later.arguments[: later.n], *passed)
         values += [v._held for v in passed]
+        for i in reversed(range(later.n, len(inputs))):
+            if type(inputs[i]._node) is not _Node:  # made under no_grad: here the graph ends
+                rules[: i + 1] = [*[None] * i, rules[i].rule]
+                break
         node = _recorded(operation.traits, inputs, values, rules, y, True)
     return _made(y, True, node)

@@ -98,7 +98,10 @@ def _filled(argument, values, missing):
     if isinstance(argument, (list, tuple)):
         filled = [_filled_one(one, values, missing) for one in argument]
         changed = any(new is not old for new, old in zip(filled, argument))
-        return type(argument)(filled) if changed else argument
+        if not changed:
+            return argument
+        kind = type(argument)
+        return kind._make(filled) if hasattr(kind, "_make") else kind(filled)  # a named tuple
     return _filled_one(argument, values, missing)
 
 

@@ -19,7 +19,14 @@ import numpy as np
 from numpy import ndarray
 
 from . import kernels
-from .core import Later, Variable, primitive, refuse_lists_of_variables, shown_only
+from .core import (
+    Later,
+    Variable,
+    primitive,
+    refuse_lists_of_variables,
+    refuse_masked,
+    shown_only,
+)
 from .shapes import as_int, broadcast_shape, kept_shape, normalize_axes, normalize_pad_width
 
 Operand = Variable | np.ndarray | Sequence | float  # what an operation takes
@@ -29,13 +36,20 @@ LARGE = 16384  # from so many elements on, arrays are multiplied sooner by the k
 
 def _array(a) -> np.ndarray:
     """The numbers of a Variable or array, for masks."""
-    return a._array if isinstance(a, Variable) else np.asarray(a)
+    if type(a) is ndarray:
+        return a
+    if isinstance(a, Variable):
+        return a._array
+    refuse_masked(a, "an operation")
+    return np.asarray(a)
 
 
 def _numbers(a) -> np.ndarray:
     """Plain real numbers as an array; a TypeError for anything else (None, dates, text)."""
     refuse_lists_of_variables(a, "an operation")
-    a = np.asarray(a)
+    if type(a) is not ndarray:
+        refuse_masked(a, "an operation")
+        a = np.asarray(a)
     if a.dtype.kind not in "fiub":
         raise TypeError(f"expected real numbers, got {a.dtype} {a!r}")
     return a
@@ -45,6 +59,18 @@ def _inexact(a) -> np.ndarray:
     """`a` as a floating array: integers become float64."""
     a = _numbers(a)
     return a if a.dtype.kind == "f" else a.astype(np.float64)
+
+
+def _beside(other, dtype):
+    """Plain real numbers as they take part beside an array of `dtype`.
+
+    A floating array takes them into its dtype. Beside integers NumPy decides, which does not cut
+    them to integers, and lets a Python number widen nothing.
+    """
+    numbers = _numbers(other)
+    if dtype.kind == "f":
+        return numbers.astype(dtype)
+    return other if isinstance(other, (int, float)) else numbers
 
 
 # ----------------------------------------------------------------------------- element by element
@@ -243,16 +269,20 @@ def _leaky_relu_grad(g, a, alpha):
 
 @primitive
 def clip(a: Operand, low: Any = None, high: Any = None) -> Any:
-    """`a` held between the numbers (or arrays) `low` and `high`; slope 1 at the bounds."""
+    """`a` held between the numbers (or arrays) `low` and `high`; slope 1 at the bounds.
+
+    A floating `a` takes them into its dtype; integers beside floating bounds become floating.
+    """
     if low is None and high is None:
         raise ValueError("clip: give at least one of low and high")
     a = np.asarray(a)
-    low, high = (x if x is None else _numbers(x).astype(a.dtype) for x in (low, high))
+    low, high = (x if x is None else _beside(x, a.dtype) for x in (low, high))
     inside = np.ones(a.shape, bool)
     for bound, outside in ((low, np.less), (high, np.greater)):
         if bound is not None:
-            if broadcast_shape(a.shape, bound.shape, "clip") != a.shape:
-                raise ValueError(f"clip: bounds of shape {bound.shape} do not fit {a.shape}")
+            shape = getattr(bound, "shape", ())
+            if broadcast_shape(a.shape, shape, "clip") != a.shape:
+                raise ValueError(f"clip: bounds of shape {shape} do not fit {a.shape}")
             inside &= ~outside(a, bound)
     return np.clip(a, low, high), lambda g, y, a: where(inside, g, 0)
 
@@ -272,7 +302,7 @@ def where(condition: Operand, a: Operand, b: Operand) -> Variable:
     condition = np.array(_numbers(_array(condition)), bool)
     for x, other in ((a, b), (b, a)):
         if isinstance(x, (Variable, np.ndarray)) and not isinstance(other, (Variable, np.ndarray)):
-            number = _numbers(other).astype(x.dtype if x.dtype.kind == "f" else None)
+            number = _beside(other, x.dtype)
             a, b = (x, number) if x is a else (number, x)
             break
     a, b = _alike(a, b)
@@ -877,7 +907,8 @@ def _logits_of(y_pred, axis):
     logits = node.inputs[0]
     if not isinstance(logits, Variable) or logits.shape != y_pred.shape:
         return None
-    if not (y_pred._private and logits._private):  # somebody may have written into an array
+    recorded = logits._held is node.values[0] and y_pred._held is node.y
+    if not (recorded and logits._private and y_pred._private):  # assigned or written to since
         again = kernels.softmax(_inexact(logits._array), axis)
         same = np.array_equal(again, y_pred._array)
         if not same and not np.array_equal(again, y_pred._array, equal_nan=True):

@@ -6,6 +6,7 @@ and what a recorded graph refers to, stay as they were.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -74,7 +75,7 @@ class Adam:
     Attributes
     ----------
     t, m, v : dict
-        For each Variable: number of steps, and the two running means.
+        For each Variable: number of steps, and the two running means. 0 before the first step.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class Adam:
         self.beta1 = beta1
         self.beta2 = beta2
         self.eps = eps
-        self.t, self.m, self.v = {}, {}, {}
+        self.t, self.m, self.v = defaultdict(int), defaultdict(int), defaultdict(int)
 
     def training_step(self, variables: Iterable[Variable], gradients: Mapping) -> None:
         """Update every Variable once.
@@ -110,16 +111,15 @@ class Adam:
         variables, arrays, grads = _checked("Adam.training_step", variables, gradients)
         for variable, array in zip(variables, arrays):
             m = self.m.get(variable)
-            if m is None or m.shape != array.shape or m.dtype != array.dtype:
-                if m is not None and m.shape != array.shape:
+            is_new = not isinstance(m, np.ndarray)  # the 0 that somebody has asked for included
+            if is_new or m.shape != array.shape or m.dtype != array.dtype:
+                if not is_new and m.shape != array.shape:
                     raise ValueError(
                         f"Adam.training_step: a Variable of shape {m.shape} now has shape "
                         f"{array.shape}: use a new Adam for it"
                     )
                 for means in (self.m, self.v):
-                    old = means.get(variable)
-                    zeros = np.zeros(array.shape, array.dtype)
-                    means[variable] = zeros if old is None else old.astype(array.dtype)
+                    means[variable] = np.full(array.shape, means.get(variable, 0), array.dtype)
         steps = [self.t.get(variable, 0) + 1 for variable in variables]
         new = kernels.adam_step(
             arrays,

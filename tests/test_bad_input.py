@@ -1103,3 +1103,42 @@ def _try_real(slot, at):
 @pytest.mark.parametrize("slot", REAL_SLOTS)
 def test_every_other_slot_with_anything(slot):
     in_child(lambda at: _try_real(slot, at), seconds=20, memory=256 * 2**20)
+
+
+@pytest.mark.parametrize("dtype", [float, np.float32, int])
+def test_masked_arrays_are_refused_where_their_mask_would_be_lost(dtype):
+    masked = np.ma.array([1.0, 2.0], mask=[False, True])
+    v = sp.Variable(np.ones(2, dtype))
+    images = np.ma.ones((1, 2, 2, 1))
+
+    @sp.primitive(operands=2)
+    def product(a, b):
+        return a * b, lambda g, y, a, b: g * b, lambda g, y, a, b: g * a
+
+    for operate in (
+        lambda: v * masked,
+        lambda: masked * v,
+        lambda: v + np.ma.masked,
+        lambda: v / np.ma.array([1, 2]),
+        lambda: v**masked,
+        lambda: v @ masked,
+        lambda: v < masked,
+        lambda: product(v, masked),
+        lambda: sp.maximum(masked, v),
+        lambda: sp.where(v.array > 0, masked, v),
+        lambda: sp.where(masked > 1, v, 0),
+        lambda: sp.clip(v, 0, masked),
+        lambda: sp.stack([v, masked]),
+        lambda: sp.concatenate([masked, v]),
+        lambda: sp.setat(v, slice(None), masked),
+        lambda: sp.add_at(v, slice(None), masked),
+        lambda: sp.sum(masked),
+        lambda: sp.exp(masked),
+        lambda: sp.softmax(masked),
+        lambda: sp.conv2d(images, sp.Variable(np.ones((1, 1, 1, 1)))),
+        lambda: sp.maxpool2d(images, 2, 2),
+        lambda: sp.linearlayer(2, 1)(images[0, 0, :, 0].reshape(1, 2)).run(),
+        lambda: sp.cross_entropy(sp.Variable(np.ones((2, 3))), np.ma.array([0, 1])),
+    ):
+        with pytest.raises(TypeError, match="masked array"):
+            operate()

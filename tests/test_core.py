@@ -616,6 +616,22 @@ def test_gradients_are_used_like_a_dict():
     assert type(gradients.copy()) is dict and gradients.copy()[a] is gradients[a]
 
 
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_a_copy_of_gradients_is_another_mapping(differentiable):
+    a, b = variables((2,), (2,))
+    gradients = sp.get_gradients(a * b, differentiable=differentiable)
+    read = gradients[b]
+    other = copy.copy(gradients)
+    assert type(other) is type(gradients) and list(other) == list(gradients)
+    assert all(other[v] is gradients[v] for v in gradients), "as in the copy of a dict"
+    assert other[b] is read
+    other[a] = 0
+    del other[b]
+    assert np.array_equal(np.asarray(gradients[a]), b.array) and gradients[b] is read
+    gradients[a] = 1
+    assert other[a] == 0 and b not in other and len(gradients) == len(other) + 1
+
+
 def test_gradients_can_be_assigned_and_deleted():
     a, b, other = variables((2,), (2,), (2,))
     gradients = sp.get_gradients(a * b)
@@ -1082,7 +1098,9 @@ def test_a_gradient_read_late_is_the_right_one(name, disturb, seen_before):
 
 
 @pytest.mark.parametrize("name", GRAPHS)
-@pytest.mark.parametrize("rebind", [_rebind_to_another_shape, _rebind_to_another_dtype, _rebind])
+@pytest.mark.parametrize(
+    "rebind", [_rebind_to_another_shape, _rebind_to_another_dtype, _rebind, _sgd_on_all]
+)
 @pytest.mark.parametrize("wrt", [False, True], ids=["all", "wrt"])
 def test_rebinding_before_get_gradients_changes_nothing(name, rebind, wrt):
     if name == "written":
@@ -1090,6 +1108,7 @@ def test_rebinding_before_get_gradients_changes_nothing(name, rebind, wrt):
     graph = Graph(name)
     rebind(graph, None, None)
     gradients = sp.get_gradients(graph.result, wrt=graph.leaves if wrt else None)
+    _write_what_was_handed_in(graph, None, None)
     for v, expected in zip(graph.leaves, _expected(name)):
         np.testing.assert_allclose(gradients[v], expected, rtol=1e-12)
 
@@ -1185,6 +1204,92 @@ def test_rules_that_return_what_they_were_given_do_not_make_gradients_alias():
     gradients = sp.get_gradients(plain_sum(a, b))
     gradients[a][:] = 0
     assert np.array_equal(gradients[b], [1, 1, 1])
+
+
+def test_a_rule_of_the_users_may_use_its_arrays_again():
+    buffer, kept = np.empty(2), np.ones(2)
+
+    def by_hand(a):
+        return sp.Variable(a.array * 2, [(a, lambda g: np.multiply(g, 2, out=buffer))])
+
+    @sp.primitive
+    def doubled(a):
+        return a * 2, lambda g, y, a: np.multiply(g, 2, out=buffer)
+
+    for double in (by_hand, doubled):
+        x = sp.Variable(np.ones(2))
+        h = double(x)
+        y = double(h)
+        gradients = sp.get_gradients(y)
+        assert [gradients[v].tolist() for v in (y, h, x)] == [[1, 1], [2, 2], [4, 4]]
+        gradients = sp.get_gradients(double(x) + double(x))  # a sum of what lies in one buffer
+        buffer[:] = 7
+        assert gradients[x].tolist() == [4, 4]
+        mine = gradients[x]
+        double(x).local_gradients[0][1](np.ones(2))
+        assert mine.tolist() == [4, 4]
+
+    @sp.primitive
+    def same(a):
+        return a * 1, lambda g, y, a: kept
+
+    x, w = sp.Variable(np.array([3.0, 4.0])), sp.Variable(np.array([5.0, 6.0]))
+    for y in (same(x * w), sp.Variable(x.array, [(x * w, lambda g: kept)])):
+        gradients = sp.get_gradients(y)
+        kept[:] = 100
+        assert gradients[x].tolist() == [5, 6]
+        kept[:] = 1
+
+    for y in (same(x), sp.Variable(x.array, [(x, lambda g: kept)])):
+        gradients = sp.get_gradients(y)
+        gradients[x][:] = 9
+        assert kept.tolist() == [1, 1]
+
+
+def test_a_function_of_the_users_may_keep_the_gradient_that_it_is_given():
+    seen = []
+
+    def watched(a):
+        return sp.Variable(a.array, [(a, lambda g: seen.append(g) or g)])
+
+    x = sp.Variable(np.ones(2))
+    y = watched(x * 2)
+    z = watched(watched(x))
+    for result in (y, z):
+        gradients = sp.get_gradients(result)
+        for v in gradients:
+            gradients[v][:] = 9
+        assert all(g.tolist() == [1, 1] for g in seen)
+
+
+def test_a_rule_that_returns_a_variable_is_named():
+    a, b, w = variables((2,), (2,), (2,))
+
+    def by_hand(a, b):
+        def slope_in_a(g):
+            return g * b
+
+        return sp.Variable(a.array * b.array, [(a, slope_in_a)])
+
+    @sp.primitive
+    def closing_over(a):
+        return a * w.array, lambda g, y, a: g * w
+
+    for operation, name in (
+        (lambda: by_hand(a, b), "slope_in_a"),
+        (lambda: closing_over(a * 2), "closing_over"),
+        (lambda: closing_over(sp.learnable(b)), "closing_over"),
+    ):
+        y = sp.sum(operation())
+        with pytest.raises(TypeError, match=rf"{name}.* returned a Variable.*variable\.array"):
+            sp.get_gradients(y)
+    late = sp.get_gradients(closing_over(a))  # which waits
+    with pytest.raises(TypeError, match="closing_over.* returned a Variable"):
+        late[a]
+    with pytest.raises(TypeError, match="closing_over.* returned a Variable"):
+        sp.get_gradients(closing_over(a), a)
+    gradient = sp.get_gradients(closing_over(a), a, differentiable=True)[a]
+    assert np.array_equal(gradient.array, w.array)
 
 
 def test_an_operation_of_the_users_may_use_its_arrays_again():
@@ -1324,6 +1429,38 @@ def test_a_gradient_that_was_only_shown_can_be_differentiated():
             q = p.array[0, 0]
             expected = np.array([[1 / q**2 * q * (1 - q), -1 / q**2 * q * (1 - q)]])
         np.testing.assert_allclose(second, expected, rtol=1e-12, err_msg=when)
+
+
+@pytest.mark.parametrize("seen_before", [False, True], ids=["", "seen before"])
+@pytest.mark.parametrize("disturb", ["write", "assign", "step"])
+def test_a_gradient_that_is_only_shown_is_that_of_the_numbers_then(disturb, seen_before):
+    """Which is so of arrays (see DISTURBANCES), and of Variables."""
+    x = sp.Variable(np.zeros((1, 2)))
+    p = sp.softmax(x)
+    if seen_before:
+        p.array  # noqa: B018
+    gradients = sp.get_gradients(sp.cross_entropy(p, np.array([0])), differentiable=True)
+    if disturb == "write":
+        p.array[:] = 0.1
+    elif disturb == "assign":
+        p.array = np.full((1, 2), 0.1)
+    else:
+        sp.sgd_step([p], {p: np.ones((1, 2))}, 0.1)
+    assert gradients[p].array.tolist() == [[-2, 0]]
+    if disturb != "write":  # which may be into what softmax recorded
+        second = sp.get_gradients(sp.sum(gradients[p]), wrt=x)[x]
+        np.testing.assert_allclose(second, [[1, -1]], rtol=1e-12)
+
+
+def test_differentiable_gradients_are_variables_where_a_rule_returns_an_array():
+    @sp.primitive
+    def total(a):
+        return np.sum(a), lambda g, y, a: np.ones(a.shape)
+
+    x = sp.Variable(np.zeros(2))
+    for wrt in (None, x):
+        gradient = sp.get_gradients(total(x), wrt, differentiable=True)[x]
+        assert isinstance(gradient, sp.Variable) and gradient.array.tolist() == [1, 1]
 
 
 def test_a_gradient_of_a_gradient_of_a_gradient_is_found_through_operations():
@@ -1809,6 +1946,31 @@ def test_what_stands_in_for_a_variable_is_no_constant():
     x = sp.Variable(np.ones((2, 3)))
     with pytest.raises(TypeError):
         sp.get_gradients(x * weakref.proxy(x))
+
+
+@pytest.mark.parametrize("first", ["array", "local_gradients"])
+def test_a_subclass_may_assign_what_a_variable_holds(first):
+    """As in 3.0.5, where these two were all that a Variable had."""
+
+    class Own(sp.Variable):
+        def __init__(self, array, pairs):
+            for name in sorted(("array", "local_gradients"), reverse=first != "array"):
+                setattr(self, name, array if name == "array" else pairs)
+
+    x = sp.Variable(np.ones(2))
+    v = Own(np.array([2.0, 3.0]), [(x, lambda g: g * 5)])
+    gradients = sp.get_gradients(v * v)
+    assert gradients[v].tolist() == [4, 6] and gradients[x].tolist() == [20, 30]
+
+    class ArrayOnly(sp.Variable):
+        def __init__(self, array):
+            self.array = array
+
+    v = ArrayOnly([2.0, 3.0])
+    assert v.local_gradients == [] and sp.get_gradients(v * v)[v].tolist() == [4, 6]
+    assert sp.get_gradients(v)[v].tolist() == [1, 1]
+    sp.sgd_step([v], {v: np.ones(2)}, 1.0)
+    assert v.array.tolist() == [1, 2]
 
 
 def test_a_variable_without_an_array_is_refused():

@@ -90,6 +90,8 @@ def test_lists_and_tuples_of_nodes():
     assert type(sp.Lazy(lambda x: x)([a, 3]).run()) is list
     point = collections.namedtuple("point", "x y")(1, 2)
     assert sp.Lazy(lambda x: x)(point).run() is point
+    filled = sp.Lazy(lambda x: x)(point._replace(y=a)).run()
+    assert type(filled) is type(point) and filled.x == 1 and filled.y.shape == (2, 2)
     plain = [1, 2]
     assert sp.Lazy(lambda x: x)(plain).run() is plain
 
@@ -653,6 +655,19 @@ def test_adam_notices_a_variable_of_another_shape():
     with pytest.raises(ValueError, match=r"\(3,\).*\(4,\)"):
         adam.training_step([v], {v: np.ones(4)})
     assert np.array_equal(v.array, np.ones(4)) and adam.t[v] == 1
+
+
+def test_adam_knows_zeros_before_the_first_step():
+    """As in 3.0.5, where they were defaultdicts; and asking changes nothing."""
+    asked, other = sp.Variable(np.ones(3)), sp.Variable(np.ones(3))
+    for names in (("t",), ("m",), ("v",), ("t", "m", "v")):
+        adam, fresh = sp.Adam(), sp.Adam()
+        assert all(getattr(adam, name)[asked] == 0 for name in names)
+        for _ in range(2):
+            adam.training_step([asked], {asked: np.arange(3.0)})
+            fresh.training_step([other], {other: np.arange(3.0)})
+        assert np.array_equal(asked.array, other.array)
+        assert adam.t[asked] == 2 and adam.m[asked].shape == adam.v[asked].shape == (3,)
 
 
 def test_adam_goes_on_after_a_change_of_dtype():

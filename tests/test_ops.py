@@ -1418,6 +1418,22 @@ def test_cross_entropy_is_of_the_probabilities_as_they_are():
     assert sp.cross_entropy(p, labels).item() == pytest.approx(expected)
 
 
+def test_cross_entropy_after_a_step_is_of_the_probabilities_as_they_are():
+    """The arrays that an optimiser assigns are private too, but not those that were recorded."""
+    w = Variable(np.zeros((1, 2)))
+    p = sp.softmax(w)
+    sp.sgd_step([w], {w: np.array([[5.0, -5.0]])}, 1.0)
+    loss = sp.cross_entropy(p, np.array([0]))
+    assert loss.item() == pytest.approx(np.log(2))
+    close(sp.get_gradients(loss)[w], [[-0.5, 0.5]], 1e-12)
+
+    v = Variable(np.zeros((1, 2)))
+    h = v * 1
+    p = sp.softmax(h)
+    sp.sgd_step([p], {p: np.array([[0.25, -0.25]])}, 1.0)
+    assert sp.cross_entropy(p, np.array([0])).item() == pytest.approx(-np.log(0.25))
+
+
 def test_cross_entropy_is_a_sum_and_takes_any_integers():
     p = np.array([[0.2, 0.8], [0.5, 0.5]])
     expected = -np.log(0.8) - np.log(0.5)
@@ -1485,6 +1501,40 @@ def test_integer_inputs():
     assert np.array_equal(sp.conv2d(x, k).array, np_conv2d(x.array, k.array))
     assert np.array_equal(sp.maxpool2d(x, 2, 2).array, np_maxpool2d(x.array, 2, 2))
     assert np.array_equal(sp.avgpool2d(x, 2, 2).array, np_avgpool2d(x.array, 2, 2))
+
+
+BESIDE_INTEGERS = [0, 3, True, 0.5, 2**53 + 1, np.float32(1.5), np.uint8(7), [1, 2], [0.5, 1], -1]
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("dtype", [int, np.uint8, np.int16, bool])
+@pytest.mark.parametrize("other", BESIDE_INTEGERS, ids=str)
+def test_what_stands_beside_integers_is_taken_as_numpy_takes_it(other, dtype, wrapped):
+    """Neither cut to an integer nor, where it is a plain number, a reason for a wider dtype."""
+    a = np.array([1, 200]).astype(dtype)
+    x = Variable(a) if wrapped else a
+    condition = np.array([True, False])
+    for ours, numpys in (
+        (lambda: sp.where(condition, x, other), lambda: np.where(condition, a, other)),
+        (lambda: sp.where(condition, other, x), lambda: np.where(condition, other, a)),
+        (lambda: sp.clip(x, other), lambda: np.clip(a, other, None)),
+        (lambda: sp.clip(x, None, other), lambda: np.clip(a, None, other)),
+        (lambda: sp.clip(x, other, 300), lambda: np.clip(a, other, 300)),
+    ):
+        try:
+            expected = numpys()
+        except OverflowError:  # a number that the dtype cannot hold, from NumPy 2 on
+            with pytest.raises(OverflowError):
+                ours()
+        else:
+            y = ours()
+            assert np.array_equal(np.asarray(y), expected) and y.dtype == expected.dtype
+
+
+def test_large_integers_keep_their_digits_in_where():
+    large = np.array([2**53 + 1, 5])
+    for x in (large, Variable(large)):
+        assert np.asarray(sp.where(np.array([True, False]), x, 0)).tolist() == [2**53 + 1, 0]
 
 
 def test_plain_arrays_beside_float32_variables():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import smallpebble as sp
+from smallpebble.kernels import _choice
 
 PACKAGE = Path(sp.__file__).parent
 
@@ -107,3 +108,47 @@ def test_use_kernels():
     with pytest.raises(ValueError, match="choose one of"):
         sp.use_kernels("sse9")
     assert sp.kernels.active() == before
+
+
+SETTINGS = {
+    "use_conv": (sp.use_conv, _choice.current, "direct", "winograd"),
+    "use_kernels": (sp.use_kernels, sp.kernels.active, "reference", None),
+    "set_num_threads": (sp.set_num_threads, sp.get_num_threads, 3, 2),
+    "num_threads": (sp.num_threads, sp.get_num_threads, 3, 2),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_are_made_again_by_every_block(name):
+    """Of one object: blocks inside of blocks, blocks after blocks, and what else is set between."""
+    setting, now, value, other = SETTINGS[name]
+    if name.endswith("threads") and not sp.kernels._pool:
+        pytest.skip("no pool")
+    before = now()
+    assert before not in (value, other) or name == "use_kernels"
+    at_once = name != "num_threads"
+    block = setting(value)
+    assert now() == (value if at_once else before)
+    for _ in range(2):
+        with block:
+            assert now() == value
+            with block:
+                assert now() == value
+            assert now() == value
+            with pytest.raises(ZeroDivisionError), block:
+                1 / 0  # noqa: B018
+            assert now() == value
+        assert now() == before
+    if other is None:
+        return
+    with setting(other):
+        block = setting(value)
+        with setting(other):
+            with block:
+                assert now() == value
+            assert now() == other
+            with block, setting(other), block:
+                assert now() == value
+            assert now() == other
+        assert now() == (value if at_once else other)
+    assert now() == before

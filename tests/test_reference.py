@@ -342,3 +342,19 @@ def test_window_and_arrays_must_fit():
     ):
         with pytest.raises(ValueError, match=function.__name__):
             function(*args, window)
+
+
+@pytest.mark.parametrize(
+    "dtype, pixel",
+    [(bool, 1), ("u1", 255), ("i2", 10**4), ("i8", 10**4), ("f2", 30), ("f4", 30), (">f4", 30)],
+)
+def test_average_pooling_adds_in_a_dtype_that_can_hold_the_sum(dtype, pixel):
+    """As by np.mean: integers have their mean in float64, and float16 is added in float32."""
+    window = Window((64, 64), (64, 64), (1, 1), "VALID")
+    images = np.full((1, 64, 64, 1), pixel, dtype)
+    y = reference.avgpool2d(images, window)
+    expected = np.mean(images, (1, 2), keepdims=True)
+    assert np.array_equal(y, expected) and y.dtype == expected.dtype.newbyteorder("=")
+    spread = reference.avgpool2d_grad_images(images[:, :1, :1], window)
+    assert np.array_equal(spread, np.full(images.shape, expected / 64**2, spread.dtype))
+    assert spread.dtype == y.dtype

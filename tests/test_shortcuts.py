@@ -6,6 +6,7 @@ import pickle
 import sys
 import threading
 import weakref
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -336,6 +337,38 @@ def test_others_may_use_what_was_passed(use, alpha, differentiable):
             found[-1].append(np.asarray(g[parts[2]]))
     for got, want in zip(*found, strict=True):
         assert agree(got, want)
+
+
+@pytest.mark.parametrize("silent", ["conv2d", "leaky_relu", "conv2d leaky_relu"])
+@pytest.mark.parametrize("alpha", [None, 0.1])
+@pytest.mark.parametrize("differentiable", [False, True])
+@pytest.mark.parametrize("written", [False, True])
+def test_gradients_end_at_what_was_made_under_no_grad(
+    silent, alpha, differentiable, written, kernel_calls
+):
+    """Values are computed at once all the same, but the graph is as by the long way."""
+    x, k, _ = network()
+    k = sp.learnable(k)
+
+    def chained(long_way):
+        a, b, other = x * 1.0, k * 1.0, sp.Variable(np.ones(2))
+        with sp.no_grad() if "conv2d" in silent else nullcontext():
+            c = sp.conv2d(a, b)
+        if long_way:
+            looked_at(c)
+        with sp.no_grad() if "leaky_relu" in silent else nullcontext():
+            h = c if alpha is None else sp.leaky_relu(c, alpha)
+        if written and isinstance(h.local_gradients, list):  # it may be given inputs of its own
+            h.local_gradients.append((other, lambda g: np.full(2, g.sum())))
+        if long_way:
+            looked_at(h)
+        g = sp.get_gradients(sp.square(pool(h)), differentiable=differentiable and not written)
+        return [np.asarray(g[v]) if v in g else None for v in (x, a, k, b, c, h, other)]
+
+    got = chained(False)
+    assert "conv2d_maxpool2d" in kernel_calls
+    for one, other in zip(got, chained(True), strict=True):
+        assert one is other is None or agree(one, other)
 
 
 def by_hand(x, k, alpha):

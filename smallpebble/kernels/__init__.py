@@ -14,6 +14,7 @@ import warnings
 
 from . import _threadpoolctl, _threads, reference
 from ._choice import use_conv
+from ._setting import Setting
 from .catalogue import NAMES
 
 TIERS = ("avx512", "avx2", "baseline", "reference")  # best first
@@ -75,7 +76,7 @@ def _bind(tier: str) -> None:
     _active = tier
 
 
-class use_kernels:
+class use_kernels(Setting):
     """Bind the kernels of one tier: at once, or for a ``with`` block.
 
     >>> use_kernels("reference")            # from here on
@@ -86,14 +87,13 @@ class use_kernels:
     """
 
     def __init__(self, tier: str) -> None:
-        self._previous = _active
+        super().__init__(tier)
+
+    def _now(self) -> str:
+        return _active
+
+    def _set(self, tier: str) -> None:
         _bind(tier)
-
-    def __enter__(self) -> use_kernels:
-        return self
-
-    def __exit__(self, *exc) -> None:
-        _bind(self._previous)
 
     def __repr__(self) -> str:
         return f"<kernels: {_active}>"

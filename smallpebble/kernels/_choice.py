@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+from ._setting import Setting
+
 ALGORITHMS = ("auto", "direct", "winograd")
 
 
@@ -14,7 +16,7 @@ def check(name: str) -> str:
     return name
 
 
-class use_conv:
+class use_conv(Setting):
     """Choose the algorithm of `conv2d` and its gradients: at once, or for a ``with`` block.
 
     Parameters
@@ -30,24 +32,19 @@ class use_conv:
     """
 
     def __init__(self, algorithm: str) -> None:
-        self._previous = current()
-        _set(check(algorithm))
+        super().__init__(check(algorithm))
 
-    def __enter__(self) -> use_conv:
-        return self
+    def _now(self) -> str:
+        return current()
 
-    def __exit__(self, *exc) -> None:
-        _set(self._previous)
+    def _set(self, name: str) -> None:
+        global algorithm
+        algorithm = name
 
 
 def current() -> str:
     """The algorithm in use."""
     return algorithm
-
-
-def _set(name: str) -> None:
-    global algorithm
-    algorithm = name
 
 
 try:

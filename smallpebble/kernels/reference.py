@@ -209,6 +209,12 @@ def conv2d_maxpool2d_grad_kernels(g, codes, images, window, pool, alpha=1.0):
     return conv2d_grad_kernels(g, images, window)
 
 
+def _averaging(dtype):
+    """The dtypes to add in and to return: as np.mean, which adds float16 in float32."""
+    dtype = dtype.newbyteorder("=") if dtype.kind == "f" else np.dtype(np.float64)
+    return np.result_type(dtype, np.float32), dtype
+
+
 def _cells(window, dtype):
     """How many cells of each window lie on the image: (1, oh, ow, 1)."""
     count = np.zeros((1, window.oh, window.ow, 1), dtype)
@@ -220,21 +226,22 @@ def _cells(window, dtype):
 def avgpool2d(images, window):
     """Mean of the pixels under each window; padding does not count: -> (n, oh, ow, c)."""
     _need(_is_image(images, window), "avgpool2d", images)
-    dtype = np.result_type(images, np.float16) if images.dtype.kind != "f" else images.dtype
-    y = np.zeros((len(images), window.oh, window.ow, images.shape[3]), dtype)
+    wide, dtype = _averaging(images.dtype)
+    y = np.zeros((len(images), window.oh, window.ow, images.shape[3]), wide)
     for _, outputs, pixels in _taps(window):
         y[outputs] += images[pixels]
-    return y / _cells(window, dtype)
+    return (y / _cells(window, wide)).astype(dtype, copy=False)
 
 
 def avgpool2d_grad_images(g, window):
     """Adjoint of `avgpool2d`: each g spread evenly over its window: -> (n, h, w, c)."""
     _need(_is_output(g, window), "avgpool2d_grad_images", g)
-    share = g / _cells(window, g.dtype)
-    images = np.zeros((len(g), window.h, window.w, g.shape[3]), share.dtype)
+    wide, dtype = _averaging(g.dtype)
+    share = g / _cells(window, wide)
+    images = np.zeros((len(g), window.h, window.w, g.shape[3]), wide)
     for _, outputs, pixels in _taps(window):
         images[pixels] += share[outputs]
-    return images
+    return images.astype(dtype, copy=False)
 
 
 # ------------------------------------------------------------------------------ sums and products
