@@ -174,7 +174,8 @@ def test_same_bits_of_products_for_any_number_of_threads(compiled, dtype, set_nu
     kernel = KERNELS["matmul"]
     shapes = ((200, 130, 100), (97, 300, 33), (64, 9001, 5), (24, 20000, 40))
     for m, k, n in (*shapes, (53, 600, 131), (301, 1030, 90)):
-        for flips in ((False, False), (True, False), (False, True)):
+        # transposed or not, and with a bias
+        for flips in ((False, False), (True, False), (False, True), (False, False, True)):
             args = kernel.make(((m, k), (k, n), *flips), np.random.default_rng(k), dtype)
             assert is_shared(kernel, compiled.matmul, args), (m, k, n)
             set_num_threads(1)
