@@ -125,7 +125,14 @@ class whole_source(sdist):
     """An sdist with all that the checkout has, and without the C that Cython wrote into it."""
 
     def make_distribution(self):
-        for pattern in ("Makefile", "*.md", ".ci/*", "tests/*.c", "benchmarks/*.svg"):
+        for pattern in (
+            "Makefile",
+            "*.md",
+            ".ci/*",
+            "tests/*.c",
+            "benchmarks/*.svg",
+            "benchmarks/*.md",
+        ):
             self.filelist.include(pattern)
         for folder in ("tests", "benchmarks", "examples"):
             self.filelist.recursive_include(folder, "*.py")

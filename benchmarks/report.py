@@ -121,7 +121,9 @@ def main(argv: list[str] | None = None) -> int:
     reports = read(args.json)
     drawn = draw(picture, reports)
     link = Path(os.path.relpath(picture, out.parent)).as_posix() if drawn else None
-    text = re.sub(r"\n{3,}", "\n\n", "\n".join(document(reports, link))).rstrip() + "\n"
+    others = [path.relative_to(out.parent) for path in sorted(out.parent.glob("benchmarks/*.md"))]
+    lines = document(reports, link, others)
+    text = re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip() + "\n"
     files.write(out, lambda file: file.write(text.encode()))
     print(f"{out}, {picture}" if drawn else out)
     return 0
@@ -146,8 +148,10 @@ def read(paths: Iterable[str]) -> dict[str, list[dict]]:
     return found
 
 
-def document(reports: dict[str, list[dict]], picture: str | None) -> Iterator[str]:
-    """The lines of BENCHMARKS.md."""
+def document(
+    reports: dict[str, list[dict]], picture: str | None, others: Iterable[Path] = ()
+) -> Iterator[str]:
+    """The lines of BENCHMARKS.md; `others` are documents like it, of other machines."""
     yield "# Benchmarks"
     yield ""
     yield (
@@ -157,6 +161,8 @@ def document(reports: dict[str, list[dict]], picture: str | None) -> Iterator[st
     )
     if picture:
         yield f"\n![Training and single operations beside other libraries]({picture})"
+    for path in others:
+        yield f"\nAn earlier run on another processor: [{path.stem}]({path.as_posix()})."
     yield from _about([report for some in reports.values() for report in some])
     sections = {
         "training": _training,

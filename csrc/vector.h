@@ -21,8 +21,9 @@
  * in L2; of narrow panels there may be more.
  * PICKED_COST is the time of a product in picked.inc, which loads a vector for each, beside that of
  * one in a tile.
- * COPIED_SIZE: bytes of a's rows that a task of matmul copies, about half of L2, where tiles are so
- * narrow that they read a large part of what the caches deliver; 0 where they need not be. */
+ * COPIED_SIZE is 0 where tiles are wide. Narrow ones read nearly as much as the caches deliver, so that
+ * it must lie well: a task of matmul copies so many bytes of a's rows, a fourth of L2, and gradients in
+ * the kernels take less at once (GRAD_FEW_PIXELS). */
 #if defined(__AVX512F__)
 #define VECTOR_BYTES 64
 #define WINOGRAD_TILES 48

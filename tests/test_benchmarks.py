@@ -376,6 +376,14 @@ def test_report_without_a_picture(kind, monkeypatch, tmp_path):
     assert text.count("\n## ") == {"curves": 2, "overhead": 4}[kind]
 
 
+def test_report_links_those_of_other_machines(monkeypatch, tmp_path):
+    report = load("report", monkeypatch)
+    assert "another processor" not in written(report, ["curves"], tmp_path)
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "abacus.md").write_text("# Benchmarks")
+    assert "[abacus](benchmarks/abacus.md)" in written(report, ["curves"], tmp_path)
+
+
 def test_reasons_are_for_shapes_of_the_zoo(monkeypatch):
     report, zoo = load("report", monkeypatch), load("zoo", monkeypatch)
     parts = ("forward", "grad images", "grad kernels", "grad a", "grad b", "both", "step")
