@@ -170,10 +170,11 @@ def test_same_bits_for_any_number_of_threads(compiled, kernel, set_num_threads):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_same_bits_of_products_for_any_number_of_threads(compiled, dtype, set_num_threads):
-    """Columns beyond whole vectors, a small product with a long inner axis, and rows copied."""
+    """Columns beyond whole vectors, a long inner axis, rows copied, one row, one column."""
     kernel = KERNELS["matmul"]
     shapes = ((200, 130, 100), (97, 300, 33), (64, 9001, 5), (24, 20000, 40))
-    for m, k, n in (*shapes, (53, 600, 131), (301, 1030, 90)):
+    shapes += ((53, 600, 131), (301, 1030, 90), (1, 3000, 301), (3000, 1, 131))
+    for m, k, n in shapes:
         # transposed or not, and with a bias
         for flips in ((False, False), (True, False), (False, True), (False, False, True)):
             args = kernel.make(((m, k), (k, n), *flips), np.random.default_rng(k), dtype)

@@ -773,6 +773,9 @@ _PRODUCTS = (
     ((13, 2100), (2100, 17), True, False),
     ((5, 8193), (8193, 3)),
     ((50, 17000), (17000, 20), True, True),
+    # one row, or one column, beside many columns
+    *(((1, k), (k, n)) for k, n in ((40, 64), (70, 131), (33, 463), (300, 1000))),
+    *(((m, 1), (1, n), *transposed) for m, n, *transposed in ((9, 64), (7, 131, True, False))),
     # a few rows beside a large b
     ((23, 300), (300, 1001)),
     # long rows or columns on the left, of which some are copied at once
