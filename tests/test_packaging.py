@@ -119,11 +119,11 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_settings_are_made_again_by_every_block(name):
+def test_settings_are_made_again_by_every_block(name, request):
     """Of one object: blocks inside of blocks, blocks after blocks, and what else is set between."""
     setting, now, value, other = SETTINGS[name]
-    if name.endswith("threads") and not sp.kernels._pool:
-        pytest.skip("no pool")
+    if name.endswith("threads"):
+        request.getfixturevalue("set_num_threads")(1)
     before = now()
     assert before not in (value, other) or name == "use_kernels"
     at_once = name != "num_threads"
