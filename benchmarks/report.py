@@ -52,12 +52,11 @@ NET_REASONS = {
     ),
     "readme_mlp*1 ": (
         "most of the time goes into matrix products that run near the processor's peak, where one "
-        "thread leaves nothing to gain; what is left is Python between them"
+        "thread leaves little to gain; and lists of what is not 0 take a part of what they save"
     ),
     "readme_mlp*2 ": (
-        "arrays go from core to core between the layers, and at times the host has this machine's "
-        "two cores far apart: a line of memory takes 0.4 microseconds to the other and back then, "
-        "0.1 else, and a unit takes a third longer"
+        "arrays go from core to core between the layers, which at times takes this kind of shared "
+        "machine 0.4 microseconds for a line of memory, else 0.1; a unit then takes a third longer"
     ),
 }
 REASONS = {
@@ -162,7 +161,7 @@ def document(
     if picture:
         yield f"\n![Training and single operations beside other libraries]({picture})"
     for path in others:
-        yield f"\nAn earlier run on another processor: [{path.stem}]({path.as_posix()})."
+        yield f"\nOn another processor: [{path.stem}]({path.as_posix()})."
     yield from _about([report for some in reports.values() for report in some])
     sections = {
         "training": _training,

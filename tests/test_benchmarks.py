@@ -378,7 +378,7 @@ def test_report_without_a_picture(kind, monkeypatch, tmp_path):
 
 def test_report_links_those_of_other_machines(monkeypatch, tmp_path):
     report = load("report", monkeypatch)
-    assert "another processor" not in written(report, ["curves"], tmp_path)
+    assert "On another processor" not in written(report, ["curves"], tmp_path)
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "abacus.md").write_text("# Benchmarks")
     assert "[abacus](benchmarks/abacus.md)" in written(report, ["curves"], tmp_path)
