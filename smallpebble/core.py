@@ -652,7 +652,8 @@ class Gradients(MutableMapping):
         first = order[0]
         recorded = type(first.node) is _Node and type(first.node.y) is ndarray
         value = first.node.y if recorded else result._array
-        seed = np.ones(value.shape, value.dtype)
+        seed = np.empty(value.shape, value.dtype)
+        seed.fill(1)
         first.g, first.is_done = Variable(seed) if differentiable else seed, True
         self._steps = {step.variable: step for step in order}  # None for other Variables
         if wrt is not None:

@@ -775,7 +775,7 @@ def _losses_grad(g, logits, labels):
 
 
 def _check_labels(scores, labels, axis, operation):
-    """Labels as an own integer array of the shape of `scores` without `axis`; all checked."""
+    """The axis of classes, and labels as an own integer array of the shape without that axis."""
     shape = scores.shape
     axis = _one_axis(axis, len(shape), operation)
     if 0 in shape:
@@ -789,13 +789,7 @@ def _check_labels(scores, labels, axis, operation):
             f"{operation}: scores of shape {scores.shape} with classes on axis {axis} need labels "
             f"of shape {expected}, got {labels.shape}"
         )
-    own = labels.astype(np.int64)
-    if np.maximum.reduce(own.view(np.uint64), None) >= shape[axis]:  # negative ones become large
-        raise IndexError(
-            f"{operation}: labels must be 0 to {shape[axis] - 1}, got {labels.min()} to "
-            f"{labels.max()}"
-        )
-    return axis, own.astype(np.intp, copy=False)
+    return axis, labels.astype(np.intp)
 
 
 def _one_axis(axis, ndim, operation):
@@ -892,6 +886,12 @@ def cross_entropy(y_pred: Operand, y_true: Operand, axis: int = -1) -> Variable:
     """
     y_pred = _whole(y_pred)
     axis, labels = _check_labels(y_pred, y_true, axis, "cross_entropy")
+    n_classes = y_pred.shape[axis]
+    if np.maximum.reduce(labels.view(np.uintp), None) >= n_classes:  # negative ones become large
+        raise IndexError(
+            f"cross_entropy: labels must be 0 to {n_classes - 1}, got {labels.min()} to "
+            f"{labels.max()}"
+        )
     logits = _logits_of(y_pred, axis)
     if logits is not None:
         return _cross_entropy_of_softmax(y_pred, logits, labels, axis)
