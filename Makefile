@@ -13,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc smallpebble -name '*.py' -o -name '*.py[x]' -o -name '*.px[di]' -o -name '*.inc' -o -name '*.h')
 
-.PHONY: demo test lint format bench wheel sanitize sanitize-threads clean
+.PHONY: demo test test-compiled test-reference lint format bench wheel sanitize sanitize-threads clean
 
 # The package is installed, not linked, so what is tested is what users get.
 $(VENV)/installed: setup.py pyproject.toml $(SOURCES)
@@ -31,8 +31,13 @@ demo: $(VENV)/installed
 
 # pytest as a program, not as a module: the tests then import the installed package.
 test: $(VENV)/installed
+	$(MAKE) --no-print-directory -j 2 test-compiled test-reference
+
+test-compiled:
 	$(BIN)/pytest -q
-	SMALLPEBBLE_KERNELS=reference $(BIN)/pytest -q
+
+test-reference:
+	SMALLPEBBLE_KERNELS=reference $(BIN)/pytest -q -p no:cacheprovider
 
 lint: $(VENV)/developer
 	$(BIN)/ruff check .

@@ -373,6 +373,7 @@ _CONVOLUTIONS = (
     (5, 1, (12, 13, 3, 3, 1, 1, "VALID"), 32),
     (3, 2, (11, 19, 5, 4, 2, 3, "SAME"), 7),
     (3, 7, (12, 10, 5, 5, 1, 1, "SAME"), 5),
+    (4, 19, (59, 57, 1, 1, 2, 2, "SAME"), 21),  # many pixels that make one product
     (1, 4200, (3, 2, 2, 1, 1, 1, "SAME"), 16),  # weights beyond the cache, in parts
     (1, 16, (3, 2, 2, 1, 1, 1, "SAME"), 4200),
 )
