@@ -775,7 +775,7 @@ _PRODUCTS = (
     ((5, 8193), (8193, 3)),
     ((50, 17000), (17000, 20), True, True),
     ((40, 3100), (3100, 29), True, False),
-    ((21, 8300), (8300, 70), True, False, True),
+    ((21, 8300), (8300, 70), True, False),
     # one row, or one column, beside many columns
     *(((1, k), (k, n)) for k, n in ((40, 64), (70, 131), (33, 463), (300, 1000))),
     *(((m, 1), (1, n), *transposed) for m, n, *transposed in ((9, 64), (7, 131, True, False))),
